@@ -1,0 +1,287 @@
+"""Atoll's own variants. Everything that the bench knows of the engine's interface is in this module.
+
+The library is imported by the forked process that measures it and nowhere else, so an engine that is missing or unfinished is a
+note in the table, and the floor and the peers are measured all the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atoll.errors import Failed, Unsupported
+from bench import netns, private, tool, traffic
+from bench.bare import FIRST
+from bench.traffic import Pair, Published
+
+if TYPE_CHECKING:
+    from bench.variant import Sample
+
+NETWORK = "bench"
+SUBNET = "10.66.0.0/16"
+
+#: How many ports go into one call when many are published beforehand.
+_BATCH = 1000
+
+
+def _state() -> Path:
+    """A folder on disk of this variant's own."""
+    folder = private.SCRATCH / f"atoll-{os.getpid()}"
+    folder.mkdir()
+    return folder
+
+
+@contextmanager
+def _opened() -> Iterator[Any]:
+    """An engine in this process with one empty network. Raises Unsupported."""
+    try:
+        engine = importlib.import_module("atoll").Engine.open(state=str(_state()))
+    except (ImportError, AttributeError) as error:
+        raise Unsupported(f"not available: {error}") from error
+    engine.create_network(NETWORK, subnets=[SUBNET])
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _attach(engine: Any, first: int, count: int) -> None:
+    """Namespaces n<first>..., each connected with one published port."""
+    for number in range(first, first + count):
+        engine.create_namespace(f"n{number}")
+        engine.connect(NETWORK, f"n{number}", publish=[f"{FIRST + number}:{traffic.PORT}"])
+
+
+def _namespace(name: str) -> int:
+    """A descriptor of a namespace that the engine made, found as `ip netns` finds it."""
+    return os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+@contextmanager
+def connecting(endpoints: int, count: int) -> Iterator[Sample]:
+    """Milliseconds of engine.connect with one published port for a given namespace, beside `endpoints` others."""
+    with _opened() as engine:
+        _attach(engine, 0, endpoints)
+        names = [f"n{endpoints + number}" for number in range(count)]
+
+        def sample() -> Sequence[float]:
+            results: list[float] = []
+            for name in names:
+                engine.create_namespace(name)
+            for number, name in enumerate(names):
+                begin = time.perf_counter_ns()
+                engine.connect(NETWORK, name, publish=[f"{1000 + number}:{traffic.PORT}"])
+                results.append((time.perf_counter_ns() - begin) / 1e6)
+            for name in names:
+                engine.disconnect(NETWORK, name)
+                engine.remove_namespace(name)
+            return results
+
+        yield sample
+
+
+def _publish(engine: Any, ports: int) -> None:
+    """A namespace `server` to whose one port `ports` ports of the host lead, one element each."""
+    engine.create_namespace("server")
+    engine.connect(NETWORK, "server")
+    for first in range(FIRST, FIRST + ports, _BATCH):
+        last = min(first + _BATCH, FIRST + ports)
+        engine.publish("server", [f"{port}:{traffic.PORT}" for port in range(first, last)])
+
+
+@contextmanager
+def publishing(ports: int, count: int) -> Iterator[Sample]:
+    """Milliseconds of engine.publish for one port beside `ports` others."""
+    with _opened() as engine:
+        _publish(engine, ports)
+        specs = [f"1000:{traffic.PORT}"]
+
+        def sample() -> Sequence[float]:
+            results: list[float] = []
+            for _ in range(count):
+                begin = time.perf_counter_ns()
+                engine.publish("server", specs)
+                results.append((time.perf_counter_ns() - begin) / 1e6)
+                engine.unpublish("server", specs)
+            return results
+
+        yield sample
+
+
+@contextmanager
+def published(ports: int) -> Iterator[Published]:
+    """A client outside and the middle one of `ports` published ports."""
+    with _opened() as engine:
+        _publish(engine, ports)
+        client = traffic.outside()
+        yield Published(client, _namespace("server"), f"{traffic.OUTSIDE}.1", FIRST + ports // 2)
+
+
+@contextmanager
+def pair() -> Iterator[Pair]:
+    """Two namespaces on one network, with the guards that are on by default."""
+    with _opened() as engine:
+        for name, address in (("a", "10.66.0.2"), ("b", "10.66.0.3")):
+            engine.create_namespace(name)
+            engine.connect(NETWORK, name, addresses=[address])
+        yield Pair(_namespace("a"), _namespace("b"), "10.66.0.3")
+
+
+@contextmanager
+def churning(count: int) -> Iterator[Sample]:
+    """Seconds to create `count` namespaces, connect and remove them, until the kernel has taken the last one down."""
+    with _opened() as engine:
+
+        def sample() -> Sequence[float]:
+            begin = time.perf_counter()
+            _attach(engine, 0, count)
+            for number in range(count):
+                engine.disconnect(NETWORK, f"n{number}")
+                engine.remove_namespace(f"n{number}")
+            netns.settle()
+            return [time.perf_counter() - begin]
+
+        yield sample
+
+
+def _ruleset() -> list[str]:
+    """The words of the ruleset without counters, in an order that doesn't depend on how the kernel hashes elements."""
+    return sorted(tool.run("nft", "-s", "list", "ruleset").replace(",", " ").split())
+
+
+@contextmanager
+def repairing(endpoints: int) -> Iterator[Sample]:
+    """Seconds of engine.repair after somebody flushed the whole ruleset."""
+    with _opened() as engine:
+        _attach(engine, 0, endpoints)
+
+        def sample() -> Sequence[float]:
+            before = _ruleset()
+            tool.run("nft", "flush", "ruleset")
+            begin = time.perf_counter()
+            engine.repair()
+            elapsed = time.perf_counter() - begin
+            if _ruleset() != before:
+                raise Failed("repairing the flushed ruleset: it is not what it was before", "see engine.repair")
+            return [elapsed]
+
+        yield sample
+
+
+class Daemon:
+    """`atoll daemon run` on the host that we are in, its command line and its socket."""
+
+    def __init__(self) -> None:
+        beside = Path(sys.executable).with_name("atoll")
+        program = str(beside) if beside.exists() else shutil.which("atoll")
+        if program is None:
+            raise Unsupported("not available: no atoll command", "pip install -e .")
+        self._program = program
+        folder = Path(f"/run/bench/atoll-{os.getpid()}")
+        self._socket = str(folder / "atoll.sock")
+        self._environment = {**os.environ, "ATOLL_STATE": str(_state()), "ATOLL_RUN": str(folder)}
+        self.process = subprocess.Popen(
+            (program, "daemon", "run"),
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 15
+        while not os.path.exists(self._socket):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.close()
+                raise Failed("atoll daemon run: no socket after 15 s")
+            time.sleep(0.02)
+
+    def __call__(self, *arguments: str) -> float:
+        """The command as a whole process, in milliseconds."""
+        return tool.timed(self._program, *arguments, environment=self._environment)[0]
+
+    def _post(self, target: str, **body: object) -> float:
+        return tool.request(self._socket, "POST", target, body)[0]
+
+    def create_network(self, name: str, subnet: str) -> None:
+        self._post("/v1/networks", name=name, subnets=[subnet])
+
+    def create_namespace(self, name: str) -> None:
+        self._post("/v1/namespaces", name=name)
+
+    def connect(self, name: str, port: int) -> float:
+        """Milliseconds of the request."""
+        return self._post(f"/v1/networks/{NETWORK}/connect", namespace=name, publish=[f"{port}:{traffic.PORT}"])
+
+    def disconnect(self, name: str) -> None:
+        self._post(f"/v1/networks/{NETWORK}/disconnect", namespace=name)
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@contextmanager
+def _daemon(endpoints: int) -> Iterator[Daemon]:
+    """A daemon with `endpoints` endpoints on one network."""
+    daemon = Daemon()
+    try:
+        daemon.create_network(NETWORK, SUBNET)
+        for number in range(endpoints):
+            daemon.create_namespace(f"n{number}")
+            daemon.connect(f"n{number}", FIRST + number)
+        yield daemon
+    finally:
+        daemon.close()
+
+
+@contextmanager
+def requesting(endpoints: int, count: int) -> Iterator[Sample]:
+    """Milliseconds of the HTTP request that connects a given namespace with one published port."""
+    with _daemon(endpoints) as daemon:
+        daemon.create_namespace("given")
+
+        def sample() -> Sequence[float]:
+            results: list[float] = []
+            for _ in range(count):
+                results.append(daemon.connect("given", 1000))
+                daemon.disconnect("given")
+            return results
+
+        yield sample
+
+
+@contextmanager
+def commanding(endpoints: int, count: int) -> Iterator[Sample]:
+    """Milliseconds of `atoll connect` as a whole process for a given namespace with one published port."""
+    with _daemon(endpoints) as daemon:
+        daemon.create_namespace("given")
+
+        def sample() -> Sequence[float]:
+            results: list[float] = []
+            for _ in range(count):
+                results.append(daemon("connect", NETWORK, "given", "-p", f"1000:{traffic.PORT}"))
+                daemon.disconnect("given")
+            return results
+
+        yield sample
+
+
+@contextmanager
+def listing(count: int) -> Iterator[Sample]:
+    """Milliseconds of `atoll network ls` as a whole process, with the daemon running."""
+    with _daemon(0) as daemon:
+        yield lambda: [daemon("network", "ls") for _ in range(count)]
+
+
+@contextmanager
+def memory(endpoints: int) -> Iterator[Sample]:
+    """MiB of the daemon and all its processes with `endpoints` endpoints."""
+    with _daemon(endpoints) as daemon:
+        yield lambda: [tool.resident(daemon.process.pid)]

@@ -1,0 +1,257 @@
+"""The rows: which variants are measured side by side, and which figures must come out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from bench import bare, ours, tool, traffic
+from bench.peers import cni, docker, iptables, netavark, recipe
+from bench.stats import Check, Result, median, ratio
+from bench.variant import Sample, Series, Variant, compare
+
+if TYPE_CHECKING:
+    from bench.traffic import Published
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done: a full run answers the targets, a quick one shows that all works."""
+
+    rounds: int
+    few: int
+    many: int
+    ports: int
+    rules: tuple[int, ...]
+    churn_rounds: int
+    client_rounds: int
+
+
+FULL = Effort(rounds=20, few=10, many=1000, ports=60_000, rules=(1, 1000, 10_000), churn_rounds=3, client_rounds=15)
+QUICK = Effort(rounds=5, few=5, many=100, ports=2000, rules=(1, 500), churn_rounds=1, client_rounds=3)
+
+Measured = Mapping[str, Series]
+
+
+@dataclass(frozen=True)
+class Row:
+    """`variants` and `checks` say what is compared at this effort and what must come out of it."""
+
+    key: str
+    title: str
+    unit: str
+    rounds: Callable[[Effort], int]
+    variants: Callable[[Effort], Sequence[Variant]]
+    checks: Callable[[Effort, Measured], Sequence[Check]]
+    more_is_better: bool = False
+
+    def run(self, effort: Effort) -> Result:
+        begin = time.monotonic()
+        series = compare(self.variants(effort), self.rounds(effort))
+        checks, seconds = self.checks(effort, series), time.monotonic() - begin
+        return Result(self.key, self.title, self.unit, series, checks, seconds, self.more_is_better)
+
+
+def _connect_variants(effort: Effort) -> list[Variant]:
+    return [
+        Variant(f"{who}, {endpoints} endpoints", partial(build, endpoints, 5))
+        for endpoints in (effort.few, effort.many)
+        for who, build in (("Atoll engine", ours.connecting), ("floor", bare.connecting))
+    ]
+
+
+def _connect_checks(effort: Effort, measured: Measured) -> list[Check]:
+    few, few_bare, many, many_bare = measured.values()
+    return [
+        Check("connect with one published port, in the engine, against the floor", ratio(few, few_bare), "x", 1.6),
+        Check(f"connect at {effort.many} endpoints against {effort.few}", ratio(many, few), "x", 1.5),
+        Check(f"the floor itself at {effort.many} endpoints against {effort.few}", ratio(many_bare, few_bare), "x"),
+        Check(f"connect at {effort.many} endpoints against the floor at as many", ratio(many, many_bare), "x"),
+    ]
+
+
+def _client_variants(effort: Effort) -> list[Variant]:
+    return [
+        Variant("Atoll, HTTP request", partial(ours.requesting, effort.few, 2)),
+        Variant("Atoll, command line", partial(ours.commanding, effort.few, 2)),
+        Variant("CNI bridge + host-local + portmap, ADD", partial(cni.connecting, effort.few, 1)),
+        Variant("netavark setup", partial(netavark.connecting, effort.few, 1)),
+        Variant("recipe of ip and nft commands", partial(recipe.connecting, effort.few, 2)),
+        Variant("dockerd, HTTP network connect, no port", partial(docker.connecting, 1)),
+        Variant("docker run, what bridge and port add", partial(docker.starting, 1)),
+    ]
+
+
+def _client_checks(effort: Effort, measured: Measured) -> list[Check]:
+    http, command, plugins, rust, by_hand, *_ = measured.values()
+    return [
+        Check("whole operation, CNI against Atoll by HTTP", ratio(plugins, http), "x", 10, at_least=True),
+        Check("whole operation, netavark against Atoll by HTTP", ratio(rust, http), "x", 10, at_least=True),
+        Check("whole operation, CNI against Atoll's command line", ratio(plugins, command), "x"),
+        Check("whole operation, netavark against Atoll's command line", ratio(rust, command), "x"),
+        Check("whole operation, recipe against Atoll by HTTP", ratio(by_hand, http), "x"),
+    ]
+
+
+def _publish_variants(effort: Effort) -> list[Variant]:
+    return [
+        Variant("Atoll engine, 1 port", partial(ours.publishing, 1, 20)),
+        Variant(f"Atoll engine, {effort.ports} ports", partial(ours.publishing, effort.ports, 20)),
+        Variant("floor, 1 port", partial(bare.publishing, 1, 20)),
+        Variant(f"floor, {effort.ports} ports", partial(bare.publishing, effort.ports, 20)),
+        *(Variant(f"iptables command, {rules} ports", partial(iptables.publishing, rules, 3)) for rules in effort.rules),
+    ]
+
+
+def _publish_checks(effort: Effort, measured: Measured) -> list[Check]:
+    one, many, one_bare, many_bare, *_ = measured.values()
+    return [
+        Check(f"publish one port with {effort.ports} published against 1", ratio(many, one), "x", 1.2),
+        Check(f"publish one port with {effort.ports} published", median(many), "ms", 2),
+        Check(f"the floor itself with {effort.ports} published against 1", ratio(many_bare, one_bare), "x"),
+    ]
+
+
+def _open_variants(effort: Effort) -> list[Variant]:
+    def variant(name: str, build: Callable[[int], AbstractContextManager[Published]], ports: int) -> Variant:
+        return Variant(f"{name}, {ports} published", partial(traffic.connections, partial(build, ports), 100))
+
+    return [
+        variant("Atoll", ours.published, 1),
+        variant("Atoll", ours.published, effort.ports),
+        variant("floor's map", bare.published, 1),
+        variant("floor's map", bare.published, effort.ports),
+        *(variant("iptables rules", iptables.published, rules) for rules in effort.rules),
+    ]
+
+
+def _open_checks(effort: Effort, measured: Measured) -> list[Check]:
+    one, many, one_bare, many_bare, one_rule, *_, most_rules = measured.values()
+    return [
+        Check(f"new connection with {effort.ports} published against 1", ratio(many, one), "x", 1.05),
+        Check(f"the floor's map with {effort.ports} published against 1", ratio(many_bare, one_bare), "x"),
+        Check(f"iptables with {effort.rules[-1]} published against 1", ratio(most_rules, one_rule), "x"),
+        Check(f"iptables with {effort.rules[-1]} against Atoll with {effort.ports}", ratio(most_rules, many), "x"),
+    ]
+
+
+def _churn_variants(effort: Effort) -> list[Variant]:
+    return [Variant("Atoll engine", partial(ours.churning, effort.many)), Variant("floor", partial(bare.churning, effort.many))]
+
+
+def _churn_checks(effort: Effort, measured: Measured) -> list[Check]:
+    engine, floor = measured.values()
+    return [
+        Check(f"{effort.many} namespaces created, connected and removed", median(engine), "s", 10),
+        Check(f"{effort.many} namespaces, against the floor", ratio(engine, floor), "x"),
+    ]
+
+
+@contextmanager
+def _interpreter(count: int) -> Iterator[Sample]:
+    """Milliseconds of the interpreter's own start and end: what no command written in Python can be faster than."""
+    yield lambda: [tool.timed("/usr/bin/python3", "-IS", "-c", "pass")[0] for _ in range(count)]
+
+
+def _list_variants(effort: Effort) -> list[Variant]:
+    return [
+        Variant("Atoll, network ls", partial(ours.listing, 5)),
+        Variant("docker network ls", partial(docker.listing, 5)),
+        Variant("python3 -IS -c pass", partial(_interpreter, 5)),
+    ]
+
+
+def _list_checks(effort: Effort, measured: Measured) -> list[Check]:
+    command, *_ = measured.values()
+    return [Check("atoll network ls as a whole process", median(command), "ms", 60)]
+
+
+def _memory_variants(effort: Effort) -> list[Variant]:
+    return [
+        Variant(f"Atoll daemon, {effort.many} endpoints", partial(ours.memory, effort.many)),
+        Variant("dockerd and containerd, no container", docker.memory),
+    ]
+
+
+def _memory_checks(effort: Effort, measured: Measured) -> list[Check]:
+    daemon, _ = measured.values()
+    return [Check(f"daemon with {effort.many} endpoints, resident", median(daemon), "MiB", 60)]
+
+
+def _repair_variants(effort: Effort) -> list[Variant]:
+    return [Variant("Atoll engine", partial(ours.repairing, effort.many)), Variant("floor", partial(bare.repairing, effort.many))]
+
+
+def _repair_checks(effort: Effort, measured: Measured) -> list[Check]:
+    engine, _ = measured.values()
+    return [Check(f"repair of a flushed ruleset with {effort.many} endpoints", median(engine), "s", 0.5)]
+
+
+_PAIRS = {
+    "Atoll": ours.pair,
+    "bare veth pair": traffic.veth_pair,
+    "bare bridge": traffic.plain_bridge,
+    "dockerd's bridge": docker.pair,
+}
+
+
+def _trip_variants(effort: Effort) -> list[Variant]:
+    return [Variant(name, partial(traffic.round_trips, make, 10)) for name, make in _PAIRS.items()]
+
+
+def _trip_checks(effort: Effort, measured: Measured) -> list[Check]:
+    atoll, veth, _, dockerd = measured.values()
+    return [
+        Check("TCP round trip, against dockerd's bridge", ratio(atoll, dockerd), "x", 1),
+        Check("TCP round trip, against a bare veth pair", ratio(atoll, veth), "x"),
+    ]
+
+
+def _stream_variants(effort: Effort) -> list[Variant]:
+    return [Variant(name, partial(traffic.stream, make, 0.2)) for name, make in _PAIRS.items()]
+
+
+def _stream_checks(effort: Effort, measured: Measured) -> list[Check]:
+    atoll, veth, _, dockerd = measured.values()
+    return [
+        Check("TCP throughput, against dockerd's bridge", ratio(atoll, dockerd), "x", 1, at_least=True),
+        Check("TCP throughput, against a bare veth pair", ratio(atoll, veth), "x"),
+    ]
+
+
+def _rounds(effort: Effort) -> int:
+    return effort.rounds
+
+
+def _client_rounds(effort: Effort) -> int:
+    return effort.client_rounds
+
+
+def _churn_rounds(effort: Effort) -> int:
+    return effort.churn_rounds
+
+
+ROWS = (
+    Row("connect", "Connect one namespace with one published port", "ms", _rounds, _connect_variants, _connect_checks),
+    Row("client", "The whole operation as a client sees it", "ms", _client_rounds, _client_variants, _client_checks),
+    Row("publish", "Publish one port beside others", "ms", _rounds, _publish_variants, _publish_checks),
+    Row("open", "A new TCP connection through a published port", "µs", _rounds, _open_variants, _open_checks),
+    Row("churn", "Many namespaces created, connected and removed", "s", _churn_rounds, _churn_variants, _churn_checks),
+    Row("list", "A listing as a whole process", "ms", _client_rounds, _list_variants, _list_checks),
+    Row("memory", "Resident memory of the daemon", "MiB", _churn_rounds, _memory_variants, _memory_checks),
+    Row("repair", "Repair of a flushed ruleset", "s", _client_rounds, _repair_variants, _repair_checks),
+    Row("trip", "TCP round trip between two namespaces, one core", "µs", _rounds, _trip_variants, _trip_checks),
+    Row(
+        "stream",
+        "TCP throughput between two namespaces, one core",
+        "Gbit/s",
+        _rounds,
+        _stream_variants,
+        _stream_checks,
+        more_is_better=True,
+    ),
+)

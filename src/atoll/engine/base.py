@@ -1,0 +1,276 @@
+"""What all verbs share: the host, the store, the model in memory, and how a change is carried out and undone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import structs
+
+from atoll import faults
+from atoll.drivers import of, routing
+from atoll.engine import host_side
+from atoll.engine.state import State
+from atoll.errors import AtollError, Conflict, Denied, Failed, NotFound
+from atoll.firewall.elements import Element, endpoint_elements, network_elements, statement
+from atoll.firewall.skeleton import RESET, SKELETON
+from atoll.kernel import netns, rtnl, sysctl
+from atoll.kernel.host import Host
+from atoll.model import Namespace
+from atoll.plan.execute import dismantle, execute
+from atoll.plan.operations import ConntrackDelete, NftScript, Operation, Plan
+from atoll.store.sqlite import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from atoll.model import Endpoint, Network
+
+
+class Base:
+    """One engine: one host, one state, one thread at a time."""
+
+    def __init__(self, host: Host, store: Store, lock: int | None) -> None:
+        self.host = host
+        self.store = store
+        self.state = State(store)
+        self.listener: Callable[[str, dict[str, Any]], None] | None = None
+        self._lock = lock
+        self._pidfds: dict[str, int] = {}
+        self._stale: set[ConntrackDelete] = set()
+
+    @classmethod
+    def open(cls, state: str | Path | None = None, *, netns_dir: Path = netns.NETNS_DIR) -> Self:
+        """An engine for the network namespace that the caller is in; `state` is a folder, or None to keep nothing.
+
+        What an earlier one left half done is undone, and the kernel is brought to what the state says. Raises `Conflict` when another
+        engine has the state open.
+        """
+        lock = _take(Path(state)) if state is not None else None
+        store = Store(Path(state) / "state.db" if state is not None else None)
+        engine = cls(Host(netns_dir), store, lock)
+        faults.begin("open")
+        engine.recover()
+        return engine
+
+    def close(self) -> None:
+        """Let go of everything that is open. The kernel's side stays as it is."""
+        self.settle()
+        for fd in self._pidfds.values():
+            os.close(fd)
+        self._pidfds.clear()
+        self.host.close()
+        self.store.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def recover(self) -> None:
+        """Overridden by the verbs."""
+
+    def emit(self, event: str, **fields: Any) -> None:
+        if self.listener is not None:
+            self.listener(event, fields)
+
+    # --- small helpers ---
+
+    def new_id(self) -> str:
+        """Ten hex digits: with a prefix of three they fit an interface name, and 40 bits leave room for chance."""
+        while True:
+            made = secrets.token_hex(5)
+            if made not in self.state.networks and made not in self.state.endpoints:
+                return made
+
+    @staticmethod
+    def new_mac() -> str:
+        """A random, locally administered address: one that came from the IP address would outlive it in others' caches."""
+        return "02:" + secrets.token_bytes(5).hex(":")
+
+    @staticmethod
+    def now() -> float:
+        return time.time()
+
+    def links(self) -> dict[str, rtnl.Link]:
+        return {link.name: link for link in rtnl.links(self.host.rtnl)}
+
+    def read_setting(self, name: str) -> str | None:
+        return self.host.run(lambda: sysctl.read(name))
+
+    # --- the firewall as a whole ---
+
+    def fenced(self) -> list[str]:
+        return list(self.store.facts("fenced:"))
+
+    def elements(self) -> list[Element]:
+        """Every element that the model asks for."""
+        found = [Element("fenced", (name,)) for name in self.fenced()]
+        for network in self.state.bridge_networks():
+            found += network_elements(network)
+            for endpoint in self.state.endpoints_on(network):
+                found += endpoint_elements(network, endpoint)
+        return found
+
+    def firewall_script(self) -> str:
+        """The whole ruleset, made anew in one transaction; nothing when no network needs one."""
+        if not any(True for _ in self.state.bridge_networks()):
+            return RESET
+        return RESET + SKELETON + statement("add", self.elements())
+
+    def rebuild_firewall(self) -> None:
+        """Packets see the old ruleset or the new one, never half of one; connections keep their NAT."""
+        self.host.nft.apply(self.firewall_script())
+
+    def delete_elements(self, elements: Iterable[Element]) -> None:
+        """Take elements away. If one isn't there nft refuses all, and then the model says what must be: the whole is made anew."""
+        script = statement("delete", elements)
+        if not script:
+            return
+        try:
+            self.host.nft.apply(script)
+        except Failed:
+            self.rebuild_firewall()
+
+    # --- namespaces as routing sees them ---
+
+    def foreign(self, namespace: Namespace) -> tuple[set[str], set[int]]:
+        """Interface names that an adopted namespace has, and the families in which it has a default route of its own.
+
+        Those that we made have neither, so nothing is asked about them.
+        """
+        if namespace.kind == "created":
+            return set(), set()
+        with self.host.socket_in(namespace.name) as sock:
+            names = {link.name for link in rtnl.links(sock)}
+            families = {
+                6 if row.family == 10 else 4
+                for row in rtnl.routes(sock)
+                if row.destination is None and row.table == rtnl.TABLE_MAIN and row.protocol != rtnl.RTPROT_ATOLL
+            }
+        return names, families
+
+    def wanted_routes(self, namespace: Namespace, attached: list[tuple[Network, Endpoint]]) -> list[Operation]:
+        families = self.foreign(namespace)[1] if attached else set()
+        return routing.routes(attached, foreign_default=families)
+
+    # --- doing and undoing ---
+
+    def attach(self, network: Network, endpoint: Endpoint, namespace: Namespace) -> Plan:
+        """The plan that connects an endpoint: firewall first, so that nothing is ever up without its rules."""
+        others = self.state.attached(namespace.name)
+        before = self.wanted_routes(namespace, others) if others else []
+        after = self.wanted_routes(namespace, [*others, (network, endpoint)])
+        gone, added = routing.changes(before, after)
+        rules = statement("add", endpoint_elements(network, endpoint))
+        # A client that spoke to the port before it led here would go on with nobody. TCP clients start anew by themselves.
+        forget = [ConntrackDelete(port.protocol, port.host_port, port.count) for port in endpoint.ports if port.protocol != "tcp"]
+        return Plan.of([NftScript(rules)] if rules else [], of(network).endpoint_up(network, endpoint, namespace), gone, added, forget)
+
+    def detach(self, network: Network, endpoint: Endpoint, namespace: Namespace | None) -> Plan:
+        """The plan that disconnects an endpoint, from its record alone; `namespace` is None when it has vanished.
+
+        The link goes first: its rules must outlive it. Firewall elements are taken away apart (`delete_elements`).
+        """
+        operations: list[Operation] = []
+        if namespace is None:
+            if network.driver == "bridge":
+                operations += of(network).endpoint_down(network, endpoint, _vanished(endpoint))
+            return Plan.of(operations)
+        others = [pair for pair in self.state.attached(namespace.name) if pair[1].id != endpoint.id]
+        before = self.wanted_routes(namespace, [*others, (network, endpoint)]) if others else []
+        gone, added = routing.changes(before, self.wanted_routes(namespace, others))
+        return Plan.of(gone, of(network).endpoint_down(network, endpoint, namespace), added)
+
+    def forget_connections(self, endpoint: Endpoint) -> set[ConntrackDelete]:
+        found = {ConntrackDelete(port.protocol, port.host_port, port.count) for port in endpoint.ports}
+        return found | {ConntrackDelete(address=text.partition("/")[0]) for text in endpoint.addresses}
+
+    def settle(self) -> None:
+        """Forget the connections of what was disconnected since the last time, in one walk over the kernel's table.
+
+        A walk takes about 10 ms whatever it finds, so disconnecting only notes what is due. It is done at the latest when an address
+        or port of those is used again; the daemon does it as soon as it is idle.
+        """
+        if self._stale:
+            due, self._stale = self._stale, set()
+            execute(self.host, Plan(tuple(sorted(due, key=repr))))
+
+    def settle_for(self, endpoint: Endpoint) -> None:
+        """Before an address or a port that was given up a moment ago is used by another."""
+        if self._stale and any(_touches(stale, endpoint) for stale in self._stale):
+            self.settle()
+
+    def tear_down(self, network: Network, endpoint: Endpoint) -> list[AtollError]:
+        """Take away all that an endpoint's record speaks of, and the record. Idempotent; never stops at the first error."""
+        namespace = self.state.namespaces.get(endpoint.namespace)
+        try:
+            plan = self.detach(network, endpoint, namespace)
+        except (NotFound, Denied):
+            plan = self.detach(network, endpoint, None)
+        errors = dismantle(self.host, plan)
+        faults.step()
+        self.state.drop_endpoint(endpoint)
+        if network.driver == "bridge":
+            self.delete_elements(endpoint_elements(network, endpoint))
+            self._stale |= self.forget_connections(endpoint)
+        faults.step()
+        with self.store.transaction():
+            self.store.delete(endpoint)
+        return errors
+
+    def put_host_back(self) -> None:
+        """Give back the settings that no network needs any more."""
+        recorded = self.store.facts("former:")
+        back = host_side.put_back(recorded, self.state.networks.values())
+        dismantle(self.host, Plan(tuple(back)))
+        with self.store.transaction():
+            for operation in back:
+                self.store.set_fact(f"former:{operation.setting}", None)
+            if not any(True for _ in self.state.bridge_networks()):
+                for name in self.fenced():
+                    self.store.set_fact(f"fenced:{name}", None)
+
+    def ready(self, endpoint: Endpoint) -> Endpoint:
+        made = structs.replace(endpoint, state="ready")
+        with self.store.transaction():
+            self.store.put(made)
+        self.state.put_endpoint(made)
+        return made
+
+
+def _touches(stale: ConntrackDelete, endpoint: Endpoint) -> bool:
+    if stale.address:
+        return any(text.partition("/")[0] == stale.address for text in endpoint.addresses)
+    return any(
+        port.protocol == stale.protocol and port.host_port < stale.port + stale.count and stale.port < port.host_port + port.count
+        for port in endpoint.ports
+    )
+
+
+def _vanished(endpoint: Endpoint) -> Namespace:
+    return Namespace(name=endpoint.namespace)
+
+
+def _take(folder: Path) -> int:
+    """The lock that makes one engine the only writer of a state folder. Raises `Conflict` when it is taken."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except PermissionError:
+        raise Denied(f"may not write to {folder}", "run as root, or set ATOLL_STATE to a folder of your own") from None
+    except OSError as error:
+        raise Failed(f"opening {folder}: {error.strerror}", errno=error.errno or 0) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise Conflict(f"another atoll has the state in {folder} open", "use its daemon, or stop it: atoll daemon stop") from None
+    return lock

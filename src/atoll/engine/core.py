@@ -1,0 +1,18 @@
+"""The engine: every verb in one object. See `endpoints` for the main path."""
+
+from __future__ import annotations
+
+from atoll.engine.endpoints import EndpointVerbs
+from atoll.engine.reconcile import Reconcile
+
+
+class Engine(EndpointVerbs, Reconcile):
+    """Networks, namespaces and endpoints of one host.
+
+        with Engine.open() as engine:
+            engine.create_network("br0", subnets=["192.168.34.0/24"])
+            engine.create_namespace("r1")
+            engine.connect("br0", "r1", publish=["8080:80"])
+
+    Every verb has a `plan_` twin that returns what it would do and changes nothing. An engine belongs to one thread at a time.
+    """

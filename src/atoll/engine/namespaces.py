@@ -1,0 +1,223 @@
+"""The verbs for namespaces."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from msgspec import structs
+
+from atoll import faults
+from atoll.engine.base import Base
+from atoll.errors import AtollError, Conflict, Failed, Invalid, NotFound
+from atoll.kernel import netns
+from atoll.model import Namespace, check_labels, check_name
+from atoll.neighbours import containers
+from atoll.plan.execute import dismantle, execute
+from atoll.plan.operations import LinkSet, NamespaceAdd, NamespaceAttach, NamespaceDelete, Operation, Plan, SysctlSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PROC_PATH: Final = re.compile(r"/proc/(\d+)/(?:task/\d+/)?ns/net\Z")
+
+
+class NamespaceVerbs(Base):
+    def create_namespace(self, name: str, labels: dict[str, str] | None = None) -> Namespace:
+        """A new, empty namespace with its loopback up, visible to `ip netns`."""
+        faults.begin("create_namespace")
+        self._check_new(name)
+        if netns.is_attached(self.host.netns_dir, name):
+            path = self.host.netns_dir / name
+            raise Conflict(f"a namespace {name} exists that isn't ours", f"adopt it: atoll ns adopt {name} --path {path}")
+        namespace = Namespace(name=name, labels=check_labels(labels or {}, "label"), created=self.now(), boot=netns.boot_id())
+        return self._bring_up(namespace, self.plan_create_namespace(name))
+
+    def plan_create_namespace(self, name: str) -> Plan:
+        self._check_new(name)
+        return Plan(
+            (
+                NamespaceAdd(name),
+                # Off until a network has IPv6: an interface that is up with it floods every port of its bridge.
+                SysctlSet(name, "net/ipv6/conf/default/disable_ipv6", "1", optional=True),
+                LinkSet(name, "lo", up=True),
+            )
+        )
+
+    def adopt_namespace(
+        self,
+        name: str,
+        *,
+        pid: int = 0,
+        path: str = "",
+        docker: str = "",
+        podman: str = "",
+        labels: dict[str, str] | None = None,
+    ) -> Namespace:
+        """Take a namespace that someone else made under our care: a process's, a container's, or one that has a file.
+
+        A process's namespace is ours as long as that very process lives. Raises `Conflict` for the host's own namespace and for one
+        that is under our care already.
+        """
+        faults.begin("adopt_namespace")
+        self._check_new(name)
+        if [bool(pid), bool(path), bool(docker), bool(podman)].count(True) != 1:
+            raise Invalid("a namespace is adopted from one place", "give one of --pid, --path, --docker and --podman")
+        source = ""
+        if docker or podman:
+            kind, container = ("docker", docker) if docker else ("podman", podman)
+            pid, source = containers.pid(kind, container), f"{kind}:{container}"
+        elif match := _PROC_PATH.match(path):
+            pid = int(match[1])
+        if pid < 0 or pid > 2**22:
+            raise Invalid(f"{pid} is not a pid", "expected 1 to 4194304")
+        made = Namespace(
+            name=name,
+            kind="adopted",
+            source=source or (f"pid:{pid}" if pid else f"path:{path}"),
+            labels=check_labels(labels or {}, "label"),
+            created=self.now(),
+            boot=netns.boot_id(),
+        )
+        return self._adopt_process(made, pid) if pid else self._adopt_path(made, path)
+
+    def remove_namespace(self, name: str) -> Namespace:
+        """Disconnect a namespace from everything and let it go; one that we made ends with its last process."""
+        faults.begin("remove_namespace")
+        namespace = structs.replace(self.state.namespace(name), state="removing")
+        with self.store.transaction():
+            self.store.put(namespace)
+        self.state.namespaces[name] = namespace
+        faults.step()
+        errors = self._let_go(namespace)
+        self.emit("namespace.remove", namespace=name)
+        if errors:
+            raise Failed(f"removing namespace {name}: {'; '.join(e.what for e in errors)}", "atoll doctor shows what is left")
+        return namespace
+
+    def plan_remove_namespace(self, name: str) -> Plan:
+        namespace = self.state.namespace(name)
+        parts: list[Operation] = []
+        for network, endpoint in self.state.attached(name):
+            parts += self.detach(network, endpoint, namespace).operations
+        return Plan.of(parts, [NamespaceDelete(name)] if namespace.named else [])
+
+    def namespaces(self) -> list[Namespace]:
+        return sorted(self.state.namespaces.values(), key=lambda namespace: namespace.name)
+
+    def release_vanished(self) -> list[Namespace]:
+        """Let go of namespaces that ended without us: their process died, or somebody deleted their name."""
+        gone = [namespace for namespace in self.namespaces() if namespace.state == "ready" and not self._is_there(namespace)]
+        for namespace in gone:
+            self._let_go(namespace)
+            self.emit("namespace.vanish", namespace=namespace.name, source=namespace.source)
+        return gone
+
+    # --- parts ---
+
+    def _check_new(self, name: str) -> None:
+        check_name(name, "namespace")
+        if name in self.state.namespaces:
+            raise Conflict(f"a namespace named {name} exists", "choose another name")
+
+    def _bring_up(self, namespace: Namespace, plan: Plan) -> Namespace:
+        with self.store.transaction():
+            self.store.put(namespace)
+        self.state.namespaces[namespace.name] = namespace
+        try:
+            execute(self.host, plan)
+            with self.host.namespace(namespace.name) as fd:
+                found = netns.identity(fd)
+        except AtollError:
+            self._let_go(namespace)
+            raise
+        made = structs.replace(namespace, device=found.device, inode=found.inode, state="ready")
+        with self.store.transaction():
+            self.store.put(made)
+        self.state.namespaces[made.name] = made
+        self.emit("namespace.create", namespace=made.name, kind=made.kind, source=made.source)
+        return made
+
+    def _adopt_process(self, made: Namespace, pid: int) -> Namespace:
+        process = netns.process(pid)
+        holder = netns.hold_process(process)
+        try:
+            source = f"/proc/{pid}/ns/net"
+            self._check_adoptable(made, source)
+            namespace = structs.replace(made, pid=pid, start=process.start)
+            adopted = self._bring_up(namespace, Plan((NamespaceAttach(made.name, source),)))
+            # Only now is it sure that the path did not lead to a later process with the same number.
+            if netns.process(pid) != process:
+                self.remove_namespace(made.name)
+                raise NotFound(f"the process with pid {pid} has ended")
+        except BaseException:
+            os.close(holder)
+            raise
+        self._pidfds[made.name] = holder
+        return adopted
+
+    def _adopt_path(self, made: Namespace, path: str) -> Namespace:
+        if not path.startswith("/") or "\0" in path or len(path) > 4000:
+            raise Invalid(f"{path[:80]!r} is not an absolute path", "expected a file such as /run/netns/NAME")
+        self._check_adoptable(made, path)
+        if Path(path) == self.host.netns_dir / made.name:
+            # It has the name already, and that name is not ours to take away.
+            return self._bring_up(structs.replace(made, named=False), Plan())
+        return self._bring_up(made, Plan((NamespaceAttach(made.name, path),)))
+
+    def _check_adoptable(self, made: Namespace, path: str) -> None:
+        fd = netns.open_path(path)
+        try:
+            found = netns.identity(fd)
+        finally:
+            os.close(fd)
+        if found == self.host.identity:
+            raise Conflict(f"{made.source} is in the host's own network namespace", "only isolated namespaces can be adopted")
+        for other in self.state.namespaces.values():
+            if (other.device, other.inode) == found:
+                raise Conflict(f"that namespace is under our care as {other.name}", f"use the name {other.name}")
+
+    def _let_go(self, namespace: Namespace) -> list[AtollError]:
+        """Take away all that a namespace's record speaks of, and the record."""
+        errors: list[AtollError] = []
+        for endpoint in self.state.endpoints_of(namespace.name):
+            errors += self.tear_down(self.state.network(endpoint.network), endpoint)
+        if namespace.named:
+            errors += dismantle(self.host, Plan((NamespaceDelete(namespace.name),)))
+        holder = self._pidfds.pop(namespace.name, None)
+        if holder is not None:
+            os.close(holder)
+        self.state.namespaces.pop(namespace.name, None)
+        faults.step()
+        with self.store.transaction():
+            self.store.delete(namespace)
+        return errors
+
+    def _is_there(self, namespace: Namespace) -> bool:
+        """Whether it is still the namespace that we know, and its process still the one that was named."""
+        holder = self._pidfds.get(namespace.name)
+        if holder is not None:
+            poll = select.poll()
+            poll.register(holder, select.POLLIN)
+            if poll.poll(0):
+                return False
+        try:
+            found = os.stat(self.host.netns_dir / namespace.name)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (namespace.device, namespace.inode)
+
+    def reopen_processes(self) -> None:
+        """After a restart: hold the processes again that we adopted from. Those that have ended are found by `release_vanished`."""
+        for namespace in self._adopted_from_processes():
+            try:
+                self._pidfds[namespace.name] = netns.hold_process(netns.Process(namespace.pid, namespace.start))
+            except NotFound:
+                self._let_go(namespace)
+                self.emit("namespace.vanish", namespace=namespace.name, source=namespace.source)
+
+    def _adopted_from_processes(self) -> Iterator[Namespace]:
+        return (namespace for namespace in self.namespaces() if namespace.pid and namespace.name not in self._pidfds)

@@ -1,0 +1,319 @@
+"""From what was asked for to a network: every check, and the choice of what was left open. Pure; the host's facts are arguments."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec import Struct, structs
+
+from atoll import ipam
+from atoll.errors import Conflict, Invalid, NotFound
+from atoll.kernel import rtnl
+from atoll.model import (
+    BRIDGE_PREFIX,
+    DRIVERS,
+    PREDEFINED,
+    Network,
+    Subnet,
+    check_interface,
+    check_labels,
+    check_mac,
+    check_name,
+    parse_rate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from atoll.ipam import Taken
+    from atoll.model import Prefix
+
+_DOCKER: Final = "com.docker.network."
+#: Options under Docker's names, by ours.
+_SYNONYMS: Final = {
+    f"{_DOCKER}bridge.name": "bridge",
+    f"{_DOCKER}driver.mtu": "mtu",
+    f"{_DOCKER}bridge.enable_icc": "icc",
+    f"{_DOCKER}bridge.enable_ip_masquerade": "masquerade",
+    f"{_DOCKER}host_ipv4": "snat",
+    f"{_DOCKER}host_ipv6": "snat6",
+    "macvlan_mode": "mode",
+    "ipvlan_mode": "mode",
+    "ipvlan_flag": "flag",
+}
+_OPTIONS: Final = {
+    "bridge": ("bridge", "mtu", "icc", "masquerade", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate"),
+    "macvlan": ("parent", "mode", "mtu"),
+    "ipvlan": ("parent", "mode", "flag", "mtu"),
+}
+
+
+class NetworkRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """What `network create` takes, as text; what is left empty is chosen."""
+
+    name: str
+    driver: str = "bridge"
+    subnets: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    ip_ranges: tuple[str, ...] = ()
+    aux_addresses: dict[str, str] = {}
+    ipv4: bool = True
+    ipv6: bool = False
+    internal: bool = False
+    icc: bool = True
+    masquerade: bool = True
+    guard: bool = True
+    mtu: int = 0
+    ingress_rate: str = ""
+    egress_rate: str = ""
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+class HostFacts(NamedTuple):
+    """What the host has, as far as a new network must know: its interfaces, what addresses lead somewhere, the MTU of its way out and
+    the random part of its ULA prefix (RFC 4193)."""
+
+    links: Mapping[str, rtnl.Link]
+    addresses: Collection[tuple[str, str]]
+    taken: Collection[Taken]
+    mtu: int
+    ula: int
+
+
+class Chosen(NamedTuple):
+    network: Network
+    notes: tuple[str, ...]
+
+
+def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network], new_id: str, mac: str, now: float) -> Chosen:
+    """The network that was asked for, with lines that explain a choice. Raises `Invalid`, `Conflict`, `NotFound` or `Exhausted`."""
+    request = _with_options(request)
+    check_name(request.name, "network")
+    if request.name in PREDEFINED or any(other.name == request.name for other in others):
+        raise Conflict(f"a network named {request.name} exists", "choose another name")
+    if request.driver in PREDEFINED:
+        raise Conflict(f"there is one {request.driver} network and it exists", f"use the network named {request.driver}")
+    check_labels(request.labels, "label")
+    options = request.options
+    notes: list[str] = []
+    network = Network(id=new_id, name=request.name, driver=request.driver, labels=request.labels, created=now)  # type: ignore[arg-type]
+    if request.driver == "bridge":
+        network = _bridge(network, request, facts, others, mac)
+    else:
+        network = _child(network, request, facts, others)
+    subnets = _subnets(request, network, facts, others, notes)
+    kept = tuple(text for text in _gateway_texts(subnets) if (network.bridge, text) in facts.addresses)
+    network = structs.replace(
+        network,
+        subnets=subnets,
+        kept_addresses=kept,
+        internal=request.internal,
+        mtu=_mtu(request, network, facts),
+        options=options,
+    )
+    _check_snat(network)
+    return Chosen(network, tuple(notes))
+
+
+def _with_options(request: NetworkRequest) -> NetworkRequest:
+    """Fold `--opt K=V` into the fields that say the same. Raises `Invalid` for options that the driver doesn't know."""
+    if request.driver not in DRIVERS:
+        raise Invalid(f"driver {request.driver[:40]!r} is unknown", f"expected one of {', '.join(DRIVERS)}")
+    known = _OPTIONS.get(request.driver, ())
+    options: dict[str, str] = {}
+    for key, value in request.options.items():
+        name = _SYNONYMS.get(key, key)
+        if name not in known:
+            raise Invalid(f"option {key[:80]!r} is unknown to driver {request.driver}", f"it knows {', '.join(known) or 'none'}")
+        options[name] = value
+    changes: dict[str, object] = {"options": {k: v for k, v in options.items() if k not in ("icc", "masquerade", "guard", "mtu")}}
+    for name in ("icc", "masquerade", "guard"):
+        if name in options:
+            changes[name] = _boolean(name, options[name])
+    if "mtu" in options:
+        if not options["mtu"].isascii() or not options["mtu"].isdigit():
+            raise Invalid(f"mtu {options['mtu'][:20]!r} is not a number", "expected bytes, such as 1500")
+        changes["mtu"] = int(options["mtu"][:9])
+    return structs.replace(request, **changes)
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise Invalid(f"option {name}={text[:20]!r} is neither true nor false", f"write {name}=true or {name}=false")
+    return text.lower() in ("true", "1")
+
+
+def _bridge(network: Network, request: NetworkRequest, facts: HostFacts, others: Collection[Network], mac: str) -> Network:
+    name = check_interface(request.options.get("bridge", f"{BRIDGE_PREFIX}{network.id}"))
+    if any(name in other.bridges() for other in others):
+        raise Conflict(f"bridge {name} belongs to another network", "choose another name for the bridge")
+    existing = facts.links.get(name)
+    if existing is not None and existing.kind != "bridge":
+        raise Conflict(f"interface {name} exists and is a {existing.kind or 'physical interface'}, not a bridge", "choose another name")
+    nat = "masquerade" if request.masquerade else "routed"
+    sources = tuple(str(ipam.parse_address(request.options[key], f"option {key}")) for key in ("snat", "snat6") if key in request.options)
+    if sources and not request.masquerade:
+        raise Invalid("a network can't be routed and rewrite its source address", "leave out --no-masquerade or the option snat")
+    return structs.replace(
+        network,
+        bridge=name,
+        made_bridge=existing is None,
+        mac=check_mac(request.options.get("mac", mac)) if existing is None else existing.mac,
+        icc=request.icc,
+        guard=request.guard,
+        nat="snat" if sources else nat,
+        snat=sources,
+        ingress_rate=_rate(request.ingress_rate or request.options.get("ingress-rate", ""), "ingress rate"),
+        egress_rate=_rate(request.egress_rate or request.options.get("egress-rate", ""), "egress rate"),
+    )
+
+
+def _rate(text: str, what: str) -> int:
+    return parse_rate(text, what) if text else 0
+
+
+def _check_snat(network: Network) -> None:
+    for source in network.snat:
+        if not network.has(6 if ":" in source else 4):
+            raise Invalid(f"source address {source} is of a family that network {network.name} lacks", "give a subnet of that family")
+
+
+def _child(network: Network, request: NetworkRequest, facts: HostFacts, others: Collection[Network]) -> Network:
+    driver = request.driver
+    for wrong, flag in (
+        (not request.icc, "--no-icc"),
+        (not request.masquerade, "--no-masquerade"),
+        (not request.guard, "--no-guard"),
+        (bool(request.ingress_rate or request.egress_rate), "a rate"),
+    ):
+        if wrong:
+            raise Invalid(f"{flag} means nothing for driver {driver}", "its packets don't pass the host's bridge or firewall")
+    parent = request.options.get("parent", "")
+    if not parent:
+        raise Invalid(f"driver {driver} needs the host interface to hang on", "--opt parent=INTERFACE")
+    check_interface(parent)
+    if parent == "lo":
+        raise Invalid(f"lo can't carry a {driver} network", "choose an interface with a network behind it")
+    if parent not in facts.links:
+        raise NotFound(f"no interface {parent} on the host", "ip link shows what there is")
+    modes = rtnl.MACVLAN_MODES if driver == "macvlan" else rtnl.IPVLAN_MODES
+    mode = request.options.get("mode", "bridge" if driver == "macvlan" else "l2")
+    flag = request.options.get("flag", "bridge") if driver == "ipvlan" else ""
+    if mode not in modes:
+        raise Invalid(f"mode {mode[:20]!r} is unknown to {driver}", f"expected one of {', '.join(modes)}")
+    if flag and flag not in rtnl.IPVLAN_FLAGS:
+        raise Invalid(f"flag {flag[:20]!r} is unknown to ipvlan", f"expected one of {', '.join(rtnl.IPVLAN_FLAGS)}")
+    for other in others:
+        if other.parent == parent and (other.driver != driver or "passthru" in (mode, other.mode)):
+            raise Conflict(f"{parent} carries network {other.name} ({other.driver} {other.mode})", "choose another parent")
+    return structs.replace(network, parent=parent, mode=mode, flag=flag, nat="routed")
+
+
+def _mtu(request: NetworkRequest, network: Network, facts: HostFacts) -> int:
+    carrier = facts.links.get(network.parent or network.bridge)
+    limit = carrier.mtu if carrier is not None and network.parent else 65535
+    smallest = 1280 if network.has(6) or any(":" in text for text in request.subnets) or request.ipv6 else 68
+    if request.mtu and not smallest <= request.mtu <= limit:
+        raise Invalid(f"mtu {request.mtu} is out of range", f"expected {smallest} to {limit} bytes here")
+    return request.mtu or (carrier.mtu if carrier is not None else max(facts.mtu, smallest))
+
+
+# --- subnets -------------------------------------------------------------------------------------------------------------------------
+
+
+def _subnets(
+    request: NetworkRequest, network: Network, facts: HostFacts, others: Collection[Network], notes: list[str]
+) -> tuple[Subnet, ...]:
+    prefixes = [ipam.parse_subnet(text) for text in request.subnets]
+    for position, prefix in enumerate(prefixes):
+        for other in prefixes[:position]:
+            if prefix.overlaps(other):
+                raise Invalid(f"subnets {other} and {prefix} overlap", "each subnet of a network must be apart")
+        _check_free(prefix, network, facts, others, notes)
+    versions = {prefix.version for prefix in prefixes}
+    if request.driver != "bridge" and not prefixes:
+        raise Invalid(f"driver {request.driver} needs --subnet", f"give the subnet of the network that {network.parent} is on")
+    if request.driver == "bridge":
+        taken = [
+            *facts.taken,
+            *(ipam.Taken(ipaddress.ip_network(s.subnet), f"network {o.name}") for o in others for s in o.subnets),
+        ]
+        if request.ipv4 and 4 not in versions:
+            chosen = ipam.choose_subnet(taken)
+            prefixes.insert(0, chosen.subnet)
+            notes += chosen.skipped
+        if request.ipv6 and 6 not in versions:
+            ula = ipam.machine_ula(facts.ula)
+            chosen = ipam.choose_ula(ula, taken, int(network.id[:4], 16))
+            prefixes.append(chosen.subnet)
+            notes += chosen.skipped
+    if not prefixes:
+        raise Invalid(f"network {network.name} would have no addresses", "leave out --no-ipv4, or add --ipv6 or --subnet")
+    return _laid_out(request, prefixes)
+
+
+def _check_free(prefix: Prefix, network: Network, facts: HostFacts, others: Collection[Network], notes: list[str]) -> None:
+    """An explicit subnet may lie inside a wider route that leads elsewhere (it is more specific), but not on something that is here."""
+    for other in others:
+        for subnet in other.subnets:
+            shared = network.parent and other.parent == network.parent
+            if not shared and ipaddress.ip_network(subnet.subnet).overlaps(prefix):
+                raise Conflict(f"subnet {prefix} overlaps {subnet.subnet} of network {other.name}", "choose another subnet")
+    if network.driver != "bridge":
+        return
+    for taken in facts.taken:
+        if network.bridge and taken.why.endswith(f"dev {network.bridge}"):
+            continue
+        if not taken.network.overlaps(prefix):
+            continue
+        via = " via " in taken.why
+        if via and taken.network.prefixlen < prefix.prefixlen:
+            notes.append(f"note: {prefix} is inside {taken.network} ({taken.why}); it is reached here from now on")
+        elif taken.network.num_addresses > 1 or taken.network.network_address in prefix:
+            if taken.why.startswith("nameserver"):
+                notes.append(f"note: {taken.why} is inside {prefix} and out of reach from now on")
+                continue
+            raise Conflict(f"subnet {prefix} overlaps {taken.network} ({taken.why})", "choose another subnet")
+
+
+def _laid_out(request: NetworkRequest, prefixes: Sequence[Prefix]) -> tuple[Subnet, ...]:
+    """Hand out gateways, ranges and reserved addresses to the subnets that they lie in."""
+    gateways = [ipam.parse_address(text, "gateway") for text in request.gateways]
+    ranges = [ipam.parse_subnet(text) for text in request.ip_ranges]
+    reserved = {name: ipam.parse_address(text, f"reserved address {name}") for name, text in request.aux_addresses.items()}
+    subnets: list[Subnet] = []
+    for prefix in prefixes:
+        mine = [gateway for gateway in gateways if gateway in prefix]
+        if len(mine) > 1:
+            raise Invalid(f"subnet {prefix} has two gateways, {mine[0]} and {mine[1]}", "give one")
+        own_ranges = [r for r in ranges if r.version == prefix.version and r.subnet_of(prefix)]  # type: ignore[arg-type]
+        own_reserved = {name: value for name, value in reserved.items() if value in prefix}
+        gateway = mine[0] if mine else None
+        if gateway is None and request.driver == "bridge":
+            gateway = ipam.next_gateway(prefix, own_ranges, own_reserved)
+        ipam.check_layout(prefix, gateway, own_ranges, own_reserved)
+        subnets.append(
+            Subnet(
+                subnet=str(prefix),
+                gateway=str(gateway) if gateway else "",
+                ranges=tuple(map(str, own_ranges)),
+                reserved={name: str(value) for name, value in own_reserved.items()},
+            )
+        )
+    where = f"in none of the subnets {', '.join(map(str, prefixes))}"
+    for gateway in gateways:
+        if not any(gateway in prefix for prefix in prefixes):
+            raise Invalid(f"gateway {gateway} is {where}", "choose an address inside a subnet")
+    for part in ranges:
+        if not any(part.version == prefix.version and part.subnet_of(prefix) for prefix in prefixes):  # type: ignore[arg-type]
+            raise Invalid(f"ip-range {part} is {where}", "choose a range inside a subnet")
+    for name, value in reserved.items():
+        if not any(value in prefix for prefix in prefixes):
+            raise Invalid(f"reserved address {name}={value} is {where}", "choose an address inside a subnet")
+    return tuple(subnets)
+
+
+def _gateway_texts(subnets: Sequence[Subnet]) -> list[str]:
+    return [f"{s.gateway}/{ipaddress.ip_network(s.subnet).prefixlen}" for s in subnets if s.gateway]

@@ -1,0 +1,220 @@
+"""Recovery and repair: expected (the model's own plans) minus observed (the kernel), and the difference is a plan again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from atoll.drivers import of
+from atoll.engine import host_side
+from atoll.engine.namespaces import NamespaceVerbs
+from atoll.engine.networks import NetworkVerbs
+from atoll.errors import AtollError, Denied, NotFound
+from atoll.firewall.elements import encode
+from atoll.firewall.elements import text as element_text
+from atoll.firewall.skeleton import FAMILIES, SETS, TABLE
+from atoll.kernel import nft
+from atoll.kernel.netlink import NetlinkError
+from atoll.model import BRIDGE_PREFIX, SHAPER_PREFIX, TRUNK_PREFIX, VETH_PREFIX
+from atoll.plan import operations as op
+from atoll.plan.execute import dismantle
+from atoll.plan.observe import Observed, repairs
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from atoll.firewall.elements import Element
+
+_PREFIXES = (BRIDGE_PREFIX, VETH_PREFIX, TRUNK_PREFIX, SHAPER_PREFIX)
+
+
+class Difference(NamedTuple):
+    """Something that isn't as the model says: of what, what is wrong, and the operations that put it right (none: rebuild the rules)."""
+
+    subject: str
+    what: str
+    repair: tuple[op.Operation, ...]
+
+
+class Reconcile(NetworkVerbs, NamespaceVerbs):
+    _fingerprint: dict[str, str] | None = None
+
+    # --- at the start ---
+
+    def recover(self) -> None:
+        """Undo what was left half done, let go of what ended meanwhile, and bring the kernel to what the state says."""
+        for endpoint in list(self.state.endpoints.values()):
+            if endpoint.state != "ready":
+                self.tear_down(self.state.network(endpoint.network), endpoint)
+        for namespace in self.namespaces():
+            if namespace.state != "ready":
+                self._let_go(namespace)
+        for network in list(self.state.networks.values()):
+            if network.state != "ready":
+                self._take_down(network)
+        self.reopen_processes()
+        self.release_vanished()
+        if self.state.networks or self._leftovers():
+            self.repair()
+        elif any(nft.has_table(self.host.nfnl, family, TABLE) for family in FAMILIES):
+            self.rebuild_firewall()
+
+    def rebuild_firewall(self) -> None:
+        super().rebuild_firewall()
+        self._fingerprint = None
+
+    # --- comparing ---
+
+    def differences(self, *, namespaces: Collection[str] | None = None, firewall: bool = True, links: bool = True) -> list[Difference]:
+        """Every difference between the model and the kernel.
+
+        `namespaces` limits the look inside namespaces to those (None: all); `firewall` and `links` say whether the rules, and the
+        host's own links, addresses and settings, are looked at.
+        """
+        found: list[Difference] = []
+        if firewall:
+            found += self._firewall_differences()
+        if links or namespaces is None or namespaces:
+            found += self._link_differences(namespaces)
+        if links:
+            found += self._leftovers()
+        return found
+
+    def repair(
+        self, *, namespaces: Collection[str] | None = None, firewall: bool = True, links: bool = True
+    ) -> tuple[list[Difference], list[AtollError]]:
+        """Put every difference right and return what there was, with what could not be put right.
+
+        Rules come first: a link must not be up without them. What is made anew may lack what hung on it, so it is looked at again.
+        """
+        all_found: list[Difference] = []
+        errors: list[AtollError] = []
+        for _ in range(3):
+            found = self.differences(namespaces=namespaces, firewall=firewall, links=links)
+            if not found:
+                return all_found, []
+            all_found += [difference for difference in found if difference not in all_found]
+            errors = []
+            if any(not difference.repair for difference in found):
+                try:
+                    self.rebuild_firewall()
+                except AtollError as error:
+                    errors.append(error)
+            operations = tuple(part for difference in found for part in difference.repair)
+            errors += dismantle(self.host, op.Plan(operations))
+            if not operations and not errors:
+                break
+        for difference in all_found:
+            self.emit("repair", subject=difference.subject, what=difference.what)
+        return all_found, errors
+
+    # --- links, addresses, routes, settings ---
+
+    def _link_differences(self, namespaces: Collection[str] | None) -> Iterator[Difference]:
+        observed = Observed(self.host)
+        remade: set[tuple[str, str]] = set()
+        for subject, wanted in self._wanted(namespaces):
+            for operation in wanted:
+                todo = repairs(operation, observed, remade)
+                if todo:
+                    yield Difference(subject, describe(operation, todo), tuple(todo))
+
+    def _wanted(self, namespaces: Collection[str] | None) -> Iterator[tuple[str, list[op.Operation]]]:
+        """All operations that make the model, grouped by what they are for."""
+        yield "host", host_side.lasting(list(self.state.networks.values()))
+        for network in self.state.networks.values():
+            yield f"network {network.name}", of(network).network_up(network)
+        for namespace in self.namespaces():
+            attached = self.state.attached(namespace.name)
+            look_inside = namespaces is None or namespace.name in namespaces
+            if look_inside and namespace.kind == "created":
+                yield f"namespace {namespace.name}", [op.LinkSet(namespace.name, "lo", up=True)]
+            for network, endpoint in attached:
+                if endpoint.state != "ready":
+                    continue
+                wanted = of(network).endpoint_up(network, endpoint, namespace)
+                if not look_inside:
+                    wanted = [part for part in wanted if isinstance(part, op.RateSet | op.Redirect | op.ShaperAdd)]
+                yield f"endpoint {endpoint.namespace} on {network.name}", wanted
+            if look_inside and attached:
+                try:
+                    yield f"namespace {namespace.name}", self.wanted_routes(namespace, attached)
+                except (NotFound, Denied):
+                    continue
+
+    def _leftovers(self) -> list[Difference]:
+        """Links that bear our names and our mark, but no record."""
+        known = {name for network in self.state.networks.values() for name in network.bridges()}
+        ids = set(self.state.endpoints) | set(self.state.networks)
+        found: list[Difference] = []
+        for link in self.links().values():
+            if link.name.startswith(_PREFIXES) and link.alias.startswith("atoll:") and link.name not in known:
+                if link.alias.removeprefix("atoll:") not in ids:
+                    repair = (op.LinkDelete(op.HOST, link.name),)
+                    found.append(Difference("host", f"link {link.name} belongs to nothing", repair))
+        return found
+
+    # --- rules ---
+
+    def _firewall_differences(self) -> list[Difference]:
+        sock = self.host.nfnl
+        needed = any(True for _ in self.state.bridge_networks())
+        there = [family for family in FAMILIES if nft.has_table(sock, family, TABLE)]
+        if not needed:
+            return [Difference("firewall", f"table {family} {TABLE} serves no network", ()) for family in there]
+        missing = [Difference("firewall", f"table {family} {TABLE} is missing", ()) for family in FAMILIES if family not in there]
+        if missing:
+            return missing
+        if self._fingerprint is None:
+            # What our own script makes is known from having just made it.
+            super().rebuild_firewall()
+            self._fingerprint = {family: nft.fingerprint(sock, family, TABLE) for family in FAMILIES}
+            return []
+        for family in FAMILIES:
+            if nft.fingerprint(sock, family, TABLE) != self._fingerprint[family]:
+                return [Difference("firewall", f"a rule, chain or set of table {family} {TABLE} was changed", ())]
+        return list(self._element_differences())
+
+    def _element_differences(self) -> Iterator[Difference]:
+        wanted: dict[str, list[Element]] = {name: [] for name in SETS}
+        for element in self.elements():
+            wanted[element.set].append(element)
+        for name, elements in wanted.items():
+            expected = {encode(element): element for element in elements}
+            try:
+                actual = {(found.key, found.key_end, found.data) for found in nft.elements(self.host.nfnl, SETS[name].family, TABLE, name)}
+            except NetlinkError:
+                yield Difference("firewall", f"set {name} is missing", ())
+                continue
+            for encoded, element in expected.items():
+                if tuple(encoded) not in actual:
+                    yield Difference("firewall", f"element {element_text(element)} of {name} is missing or altered", ())
+            strangers = len(actual - {tuple(encoded) for encoded in expected})
+            if strangers:
+                yield Difference("firewall", f"{strangers} element(s) of {name} belong to nothing", ())
+
+
+def describe(wanted: op.Operation, todo: list[op.Operation]) -> str:
+    """What is wrong, in words: the thing is missing when the whole operation must be done again, else it was altered."""
+    missing = wanted in todo
+    match wanted:
+        case op.BridgeAdd() | op.VethAdd() | op.ChildAdd() | op.ShaperAdd():
+            what = f"link {wanted.name}"
+        case op.LinkSet():
+            return f"link {wanted.name}{_inside(wanted.namespace)} is not as it should be ({wanted.commands()[0]})"
+        case op.AddressAdd():
+            what = f"address {wanted.address} of {wanted.link}{_inside(wanted.namespace)}"
+        case op.RouteAdd():
+            what = f"route {wanted.destination} by {wanted.link}{_inside(wanted.namespace)}"
+        case op.RuleAdd():
+            what = f"rule from {wanted.source}{_inside(wanted.namespace)}"
+        case op.SysctlSet():
+            return f"{wanted.setting}{_inside(wanted.namespace)} is not {wanted.value}"
+        case op.RateSet():
+            what = f"rate limit of {wanted.link}"
+        case _:
+            what = wanted.commands()[0]
+    return f"{what} is {'missing' if missing else 'altered'}"
+
+
+def _inside(namespace: str) -> str:
+    return f" in {namespace}" if namespace else ""

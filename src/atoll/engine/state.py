@@ -1,0 +1,172 @@
+"""The model in memory, with the indexes that the verbs need. The store holds the same rows; this is never ahead of it."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from atoll.errors import Conflict, NotFound
+from atoll.ipam import Pool
+from atoll.model import PREDEFINED, Endpoint, Namespace, Network, address, interface
+from atoll.ports import PortTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from atoll.store.sqlite import Store
+
+
+class State:
+    """Networks by id, namespaces by name, endpoints by id, and who holds which address and port."""
+
+    def __init__(self, store: Store) -> None:
+        self.networks: dict[str, Network] = {}
+        self.namespaces: dict[str, Namespace] = {}
+        self.endpoints: dict[str, Endpoint] = {}
+        self.ports = PortTable()
+        self._pools: dict[str, list[Pool]] = {}
+        self._by_name: dict[str, str] = {}
+        self._of_network: dict[str, dict[str, Endpoint]] = {}
+        self._of_namespace: dict[str, dict[str, Endpoint]] = {}
+        self._macs: set[tuple[str, str]] = set()
+        for network in store.load(Network):
+            self.add_network(network, [store.cursor(network.id, subnet.subnet) for subnet in network.subnets])
+        for namespace in store.load(Namespace):
+            self.namespaces[namespace.name] = namespace
+        for endpoint in store.load(Endpoint):
+            self.claim_addresses(endpoint)
+            self.put_endpoint(endpoint)
+
+    # --- networks ---
+
+    def add_network(self, network: Network, cursors: Iterable[int] = ()) -> None:
+        self.networks[network.id] = network
+        self._by_name[network.name] = network.id
+        self._of_network.setdefault(network.id, {})
+        starts = list(cursors) or [0] * len(network.subnets)
+        self._pools[network.id] = [
+            Pool(
+                network.name,
+                ipaddress.ip_network(subnet.subnet),
+                gateway=address(subnet.gateway) if subnet.gateway else None,
+                ranges=[ipaddress.ip_network(text) for text in subnet.ranges],
+                reserved={name: address(text) for name, text in subnet.reserved.items()},
+                cursor=start,
+            )
+            for subnet, start in zip(network.subnets, starts, strict=True)
+        ]
+
+    def update_network(self, network: Network) -> None:
+        """The same network with another state or number of bridges."""
+        self.networks[network.id] = network
+
+    def drop_network(self, network: Network) -> None:
+        self.networks.pop(network.id, None)
+        self._by_name.pop(network.name, None)
+        self._pools.pop(network.id, None)
+        self._of_network.pop(network.id, None)
+
+    def network(self, name: str) -> Network:
+        """By name, id, or an id's unique beginning, in this order, as Docker does."""
+        if name in PREDEFINED:
+            return Network(id=name, name=name, driver=PREDEFINED[name], state="ready")  # type: ignore[arg-type]
+        key = self._by_name.get(name, name)
+        if key not in self.networks:
+            found = [other for other in self.networks if name and other.startswith(name)]
+            if len(found) > 1:
+                raise Conflict(f"network id {name} is ambiguous", f"it begins {len(found)} ids: {', '.join(sorted(found)[:5])}")
+            if not found:
+                raise NotFound(f"no network named {name[:80]}", "atoll network ls shows what there is")
+            key = found[0]
+        return self.networks[key]
+
+    def pools(self, network: Network) -> list[Pool]:
+        return self._pools.get(network.id, [])
+
+    def pool_of(self, network: Network, wanted: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Pool | None:
+        return next((pool for pool in self.pools(network) if wanted in pool.subnet), None)
+
+    # --- namespaces ---
+
+    def namespace(self, name: str) -> Namespace:
+        if name not in self.namespaces:
+            raise NotFound(f"no namespace named {name[:80]}", f"atoll ns create {name[:80]}, or atoll ns ls for what there is")
+        return self.namespaces[name]
+
+    # --- endpoints ---
+
+    def put_endpoint(self, endpoint: Endpoint) -> None:
+        """Add or replace; addresses are claimed apart, before."""
+        old = self.endpoints.get(endpoint.id)
+        self.endpoints[endpoint.id] = endpoint
+        self._of_network.setdefault(endpoint.network, {})[endpoint.id] = endpoint
+        self._of_namespace.setdefault(endpoint.namespace, {})[endpoint.id] = endpoint
+        self._macs.add((endpoint.network, endpoint.mac))
+        before = old.ports if old else ()
+        for port in before:
+            if port not in endpoint.ports:
+                self.ports.remove(port, endpoint.namespace)
+        for port in endpoint.ports:
+            if port not in before:
+                self.ports.add(port, endpoint.namespace)
+
+    def drop_endpoint(self, endpoint: Endpoint) -> None:
+        """Forget it with its addresses and ports. Nothing there is success."""
+        self.endpoints.pop(endpoint.id, None)
+        self._of_network.get(endpoint.network, {}).pop(endpoint.id, None)
+        mine = self._of_namespace.get(endpoint.namespace, {})
+        mine.pop(endpoint.id, None)
+        if not mine:
+            self._of_namespace.pop(endpoint.namespace, None)
+        self._macs.discard((endpoint.network, endpoint.mac))
+        for port in endpoint.ports:
+            self.ports.remove(port, endpoint.namespace)
+        self.release_addresses(endpoint)
+
+    def claim_addresses(self, endpoint: Endpoint) -> None:
+        network = self.networks[endpoint.network] if endpoint.network in self.networks else None
+        for text in endpoint.addresses if network else ():
+            value = interface(text).ip
+            pool = self.pool_of(network, value)  # type: ignore[arg-type]
+            if pool is not None:
+                pool.claim(value, endpoint.namespace)
+
+    def release_addresses(self, endpoint: Endpoint) -> None:
+        network = self.networks.get(endpoint.network)
+        if network is None:
+            return
+        for text in endpoint.addresses:
+            value = interface(text).ip
+            pool = self.pool_of(network, value)
+            if pool is not None:
+                pool.release(value)
+
+    def mac_taken(self, network: Network, mac: str) -> bool:
+        return mac == network.mac or (network.id, mac) in self._macs
+
+    def endpoints_on(self, network: Network) -> list[Endpoint]:
+        return list(self._of_network.get(network.id, {}).values())
+
+    def count_on(self, network: Network) -> int:
+        return len(self._of_network.get(network.id, {}))
+
+    def endpoints_of(self, namespace: str) -> list[Endpoint]:
+        return list(self._of_namespace.get(namespace, {}).values())
+
+    def attached(self, namespace: str) -> list[tuple[Network, Endpoint]]:
+        """The namespace's endpoints with their networks, without the predefined ones."""
+        return [(self.networks[e.network], e) for e in self.endpoints_of(namespace) if e.network in self.networks]
+
+    def endpoint(self, network: Network, namespace: str) -> Endpoint:
+        for endpoint in self._of_namespace.get(namespace, {}).values():
+            if endpoint.network == network.id:
+                return endpoint
+        self.namespace(namespace)
+        raise NotFound(f"{namespace} is not connected to {network.name}", f"atoll connect {network.name} {namespace}")
+
+    def find_endpoint(self, network: Network, namespace: str) -> Endpoint | None:
+        mine = self._of_namespace.get(namespace, {}).values()
+        return next((endpoint for endpoint in mine if endpoint.network == network.id), None)
+
+    def bridge_networks(self) -> Iterator[Network]:
+        return (network for network in self.networks.values() if network.driver == "bridge")

@@ -1,0 +1,169 @@
+"""What a network, an endpoint and a published port mean as elements of the firewall's sets, as text for nft and as the kernel's bytes."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from atoll.firewall.skeleton import SETS, TABLE, Field
+from atoll.model import address, interface
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from atoll.model import Endpoint, Network, PublishedPort
+
+PROTOCOL_NUMBER: Final = {"tcp": 6, "udp": 17, "sctp": 132}
+#: A field's value: a name or address as text, a port, or a range of ports as (first, last).
+Value = str | int | tuple[int, int]
+
+
+class Element(NamedTuple):
+    """One element of the set `set`; `data` is empty unless that is a map."""
+
+    set: str
+    key: tuple[Value, ...]
+    data: tuple[Value, ...] = ()
+
+
+class Encoded(NamedTuple):
+    """An element as the kernel holds it; `end` is empty outside interval sets."""
+
+    key: bytes
+    end: bytes
+    data: bytes
+
+
+# --- from the model ------------------------------------------------------------------------------------------------------------------
+
+
+def network_elements(network: Network) -> list[Element]:
+    """What a bridge network needs, whatever endpoints it has."""
+    if network.driver != "bridge":
+        return []
+    found: list[Element] = []
+    for bridge in network.bridges():
+        found += [Element("ours", (bridge,)), Element("within", (bridge, bridge))]
+        if network.internal:
+            found.append(Element("internals", (bridge,)))
+    if not network.internal:
+        if network.nat == "masquerade":
+            found.append(Element("masqueraded", (network.bridge,)))
+        elif network.nat == "snat":
+            found += [Element("sourced6" if ":" in source else "sourced4", (network.bridge,), (source,)) for source in network.snat]
+        else:
+            found.append(Element("routable", (network.bridge,)))
+    return found
+
+
+def endpoint_elements(network: Network, endpoint: Endpoint) -> list[Element]:
+    """What an endpoint of a bridge network may send, and its published ports."""
+    if network.driver != "bridge":
+        return []
+    found = [*guard_elements(network, endpoint)]
+    for port in endpoint.ports:
+        found += port_elements(endpoint, port)
+    return found
+
+
+def guard_elements(network: Network, endpoint: Endpoint) -> Iterator[Element]:
+    port, mac = endpoint.host_interface, endpoint.mac
+    if not network.guard:
+        yield Element("unguarded", (port,))
+        return
+    for text in endpoint.addresses:
+        value = str(interface(text).ip)
+        if ":" in value:
+            yield Element("senders6", (port, mac, value))
+            yield Element("targets6", (port, mac, value))
+        else:
+            yield Element("senders4", (port, mac, value))
+    if endpoint.address(6):
+        # The link-local address that the kernel makes of the MAC, and the one that a host has before it has any.
+        local = link_local(mac)
+        yield Element("senders6", (port, mac, local))
+        yield Element("targets6", (port, mac, local))
+        yield Element("senders6", (port, mac, "::"))
+
+
+def port_elements(endpoint: Endpoint, port: PublishedPort) -> Iterator[Element]:
+    """One element for a range that keeps its ports, else one a port; for each family that both sides have."""
+    for version in (4, 6):
+        target = endpoint.address(version)
+        if not target or port.host_version not in (0, version):
+            continue
+        where: tuple[Value, ...] = () if port.wildcard else (port.host_ip,)
+        scope = "" if port.wildcard else "host"
+        if port.count > 1 and port.host_port == port.port:
+            ports = (port.host_port, port.host_port + port.count - 1)
+            yield Element(f"{scope}ranges{version}", (*where, port.protocol, ports), (target,))
+            continue
+        for offset in range(port.count):
+            key = (*where, port.protocol, port.host_port + offset)
+            yield Element(f"{scope}ports{version}", key, (target, port.port + offset))
+
+
+def link_local(mac: str) -> str:
+    """fe80:: with the interface identifier of RFC 4291 appendix A."""
+    raw = bytearray.fromhex(mac.replace(":", ""))
+    raw[0] ^= 2
+    return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + bytes(raw[:3]) + b"\xff\xfe" + bytes(raw[3:])))
+
+
+# --- as nft text ---------------------------------------------------------------------------------------------------------------------
+
+
+def _text(field: Field, value: Value) -> str:
+    if isinstance(value, tuple):
+        return f"{value[0]}-{value[1]}"
+    if field == "ifname":
+        return f'"{value}"'
+    if field == "raw6":
+        return f"0x{ipaddress.IPv6Address(value).packed.hex()}"
+    return str(value)
+
+
+def text(element: Element) -> str:
+    spec = SETS[element.set]
+    key = " . ".join(map(_text, spec.key, element.key))
+    return f"{key} : {' . '.join(map(_text, spec.data, element.data))}" if element.data else key
+
+
+def statement(verb: str, elements: Iterable[Element]) -> str:
+    """`add` or `delete` as one nft statement a set; maps are told only the keys to delete."""
+    by_set: dict[str, list[str]] = {}
+    for element in elements:
+        by_set.setdefault(element.set, []).append(text(element if verb == "add" else Element(element.set, element.key)))
+    return "".join(f"{verb} element {SETS[name].family} {TABLE} {name} {{ {', '.join(items)} }}\n" for name, items in by_set.items())
+
+
+# --- as the kernel's bytes -----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _packed(field: Field, value: str | int) -> bytes:
+    """One field, padded to the kernel's 4-byte registers."""
+    if field == "port":
+        return struct.pack("!Hxx", value)
+    if field == "proto":
+        return bytes((PROTOCOL_NUMBER[str(value)], 0, 0, 0))
+    if field == "ifname":
+        return str(value).encode().ljust(16, b"\0")
+    if field == "ether":
+        return bytes.fromhex(str(value).replace(":", "")) + b"\0\0"
+    return address(str(value)).packed
+
+
+def _join(fields: tuple[Field, ...], values: tuple[Value, ...], *, last: bool) -> bytes:
+    picked = (value if not isinstance(value, tuple) else value[1 if last else 0] for value in values)
+    return b"".join(_packed(field, value) for field, value in zip(fields, picked, strict=True))
+
+
+def encode(element: Element) -> Encoded:
+    """The element as a dump of its set shows it."""
+    spec = SETS[element.set]
+    key = _join(spec.key, element.key, last=False)
+    end = _join(spec.key, element.key, last=True) if spec.interval else b""
+    return Encoded(key, end, _join(spec.data, element.data, last=False) if element.data else b"")

@@ -1,0 +1,215 @@
+"""The fixed part of the ruleset: two tables, the same on every host, whatever networks it has.
+
+Nothing in here is ever edited. A network, an endpoint and a published range are elements of the sets and maps below, so what a packet
+passes is the same few lookups with ten endpoints or ten thousand.
+
+Reading order: `published` says where a published port leads, `forward` who may reach whom, `postrouting` whose source is rewritten, and
+the bridge table which frames an endpoint may send at all. Interfaces are always named (`iifname`), because they come and go.
+
+Every network's packets that leave or enter it pass one kernel bridge, the one with the gateway addresses; the further bridges of a
+large network hang behind it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+Field = Literal["ifname", "ether", "ipv4", "ipv6", "raw6", "proto", "port"]
+
+TABLE: Final = "atoll"
+
+
+class SetSpec(NamedTuple):
+    """A set, or a map when `data` is not empty, by the types of its fields. `interval` ones take port ranges as keys."""
+
+    family: Literal["inet", "bridge"]
+    key: tuple[Field, ...]
+    data: tuple[Field, ...] = ()
+    interval: bool = False
+
+
+_NFT_TYPE: Final[dict[Field, str]] = {
+    "ifname": "ifname",
+    "ether": "ether_addr",
+    "ipv4": "ipv4_addr",
+    "ipv6": "ipv6_addr",
+    "proto": "inet_proto",
+    "port": "inet_service",
+}
+
+#: What changes. Each comment says what an element means.
+SETS: Final[dict[str, SetSpec]] = {
+    # a kernel bridge of ours
+    "ours": SetSpec("inet", ("ifname",)),
+    # packets may pass from the first bridge to the second: both are of one network
+    "within": SetSpec("inet", ("ifname", "ifname")),
+    # nothing passes in or out of this bridge
+    "internals": SetSpec("inet", ("ifname",)),
+    # what comes from this bridge leaves with the host's address
+    "masqueraded": SetSpec("inet", ("ifname",)),
+    # what comes from this bridge leaves with that address
+    "sourced4": SetSpec("inet", ("ifname",), ("ipv4",)),
+    "sourced6": SetSpec("inet", ("ifname",), ("ipv6",)),
+    # the outside may reach the endpoints behind this bridge by their own addresses
+    "routable": SetSpec("inet", ("ifname",)),
+    # these interfaces were there before forwarding was switched on for us; nothing passes between them
+    "fenced": SetSpec("inet", ("ifname",)),
+    # a host port on every address, or on one, and where it leads
+    "ports4": SetSpec("inet", ("proto", "port"), ("ipv4", "port")),
+    "ports6": SetSpec("inet", ("proto", "port"), ("ipv6", "port")),
+    "hostports4": SetSpec("inet", ("ipv4", "proto", "port"), ("ipv4", "port")),
+    "hostports6": SetSpec("inet", ("ipv6", "proto", "port"), ("ipv6", "port")),
+    # the same for ranges that keep the port: one element however long
+    "ranges4": SetSpec("inet", ("proto", "port"), ("ipv4",), interval=True),
+    "ranges6": SetSpec("inet", ("proto", "port"), ("ipv6",), interval=True),
+    "hostranges4": SetSpec("inet", ("ipv4", "proto", "port"), ("ipv4",), interval=True),
+    "hostranges6": SetSpec("inet", ("ipv6", "proto", "port"), ("ipv6",), interval=True),
+    # what may come out of this port of a bridge: MAC and address together
+    "senders4": SetSpec("bridge", ("ifname", "ether", "ipv4")),
+    "senders6": SetSpec("bridge", ("ifname", "ether", "ipv6")),
+    # the addresses that may be announced from it (nft 1.0.6 can't name the target of an advertisement, so the field is raw)
+    "targets6": SetSpec("bridge", ("ifname", "ether", "raw6")),
+    # ports whose network has the guard off
+    "unguarded": SetSpec("bridge", ("ifname",)),
+}
+
+
+def _declare(name: str, spec: SetSpec) -> str:
+    kind = "map" if spec.data else "set"
+    if "raw6" in spec.key:
+        return f"\tset {name} {{ typeof iifname . ether saddr . @th,64,128; }}"
+    key = " . ".join(_NFT_TYPE[field] for field in spec.key)
+    data = " : " + " . ".join(_NFT_TYPE[field] for field in spec.data) if spec.data else ""
+    flags = " flags interval;" if spec.interval else ""
+    return f"\t{kind} {name} {{ type {key}{data};{flags} }}"
+
+
+def _declarations(family: str) -> str:
+    return "\n".join(_declare(name, spec) for name, spec in SETS.items() if spec.family == family)
+
+
+SKELETON: Final = f"""\
+table inet {TABLE} {{
+{_declarations("inet")}
+	set carried {{ type inet_proto; elements = {{ tcp, udp, sctp }} }}
+
+	chain early {{
+		type filter hook prerouting priority raw; policy accept;
+		# A port published on 127.0.0.1 needs route_localnet on our bridges; this is why that opens nothing.
+		iifname != "lo" ip daddr 127.0.0.0/8 drop
+		iifname != "lo" ip saddr 127.0.0.0/8 drop
+	}}
+
+	chain published {{
+		dnat ip to ip daddr . meta l4proto . th dport map @hostports4
+		dnat ip to meta l4proto . th dport map @ports4
+		dnat ip to ip daddr . meta l4proto . th dport map @hostranges4
+		dnat ip to meta l4proto . th dport map @ranges4
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostports6
+		dnat ip6 to meta l4proto . th dport map @ports6
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostranges6
+		dnat ip6 to meta l4proto . th dport map @ranges6
+	}}
+
+	chain prerouting {{
+		type nat hook prerouting priority dstnat; policy accept;
+		# Only what is addressed to this host: transit traffic to the same port number is not ours.
+		meta l4proto @carried fib daddr type local jump published
+	}}
+
+	chain output {{
+		type nat hook output priority -100; policy accept;
+		meta l4proto @carried fib daddr type local jump published
+	}}
+
+	chain inside {{
+		fib daddr . iif type local accept
+		fib daddr . iif type broadcast accept
+		fib daddr . iif type multicast accept
+		drop
+	}}
+
+	chain input {{
+		type filter hook input priority filter; policy accept;
+		# An internal network reaches the host by its own gateway address and by no other.
+		iifname @internals goto inside
+	}}
+
+	chain passing {{
+		iifname . oifname @within accept
+		iifname @internals drop
+		oifname @internals drop
+		ct state established,related accept
+		ct state invalid drop
+		ct status dnat accept
+		iifname @ours oifname @ours drop
+		iifname @ours accept
+		oifname @routable accept
+		drop
+	}}
+
+	chain forward {{
+		type filter hook forward priority filter; policy accept;
+		iifname @ours goto passing
+		oifname @ours goto passing
+		# An interface with our kind of name that no element speaks of.
+		iifname "atb*" drop
+		oifname "atb*" drop
+		iifname @fenced oifname @fenced drop
+	}}
+
+	chain departing {{
+		type filter hook output priority filter; policy accept;
+		# A client that reaches its neighbour through a published port must not be told the short cut.
+		oifname @ours icmp type redirect drop
+		oifname @ours icmpv6 type nd-redirect drop
+	}}
+
+	chain postrouting {{
+		type nat hook postrouting priority srcnat; policy accept;
+		# The host itself by a loopback address, and a neighbour (or the publisher itself) through the host's address: an answer
+		# must come back this way, so these are the two cases where the client's address can't be kept.
+		oifname @ours ip saddr 127.0.0.0/8 masquerade
+		oifname @ours ip6 saddr ::1 masquerade
+		iifname . oifname @within ct status dnat masquerade
+		oifname @ours accept
+		snat ip to iifname map @sourced4
+		snat ip6 to iifname map @sourced6
+		iifname @masqueraded masquerade
+	}}
+}}
+
+table bridge {TABLE} {{
+{_declarations("bridge")}
+
+	chain sent4 {{
+		# No endpoint is a DHCP server.
+		udp sport 67 drop
+		accept
+	}}
+
+	chain sent6 {{
+		# No endpoint is a router or a DHCPv6 server, or speaks for an address that it doesn't have.
+		icmpv6 type nd-router-advert drop
+		icmpv6 type nd-redirect drop
+		udp sport 547 drop
+		icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @targets6 drop
+		accept
+	}}
+
+	chain guard {{
+		type filter hook prerouting priority dstnat; policy accept;
+		iifname != "atv*" accept
+		ether type ip iifname . ether saddr . ip saddr @senders4 goto sent4
+		ether type arp iifname . ether saddr . arp saddr ip @senders4 iifname . arp saddr ether . arp saddr ip @senders4 accept
+		ether type ip6 iifname . ether saddr . ip6 saddr @senders6 goto sent6
+		iifname @unguarded accept
+		# All else: another's address, another ethertype, or an interface with our kind of name that no element speaks of.
+		drop
+	}}
+}}
+"""
+
+#: Makes both tables anew in one transaction, whether they exist or not; `nft` before 1.0.7 has no `destroy`.
+RESET: Final = "\n".join(f"add table {family} {TABLE}\ndelete table {family} {TABLE}" for family in ("inet", "bridge")) + "\n"
+FAMILIES: Final = ("inet", "bridge")

@@ -1,0 +1,144 @@
+"""The host: one network stack, with everything that is open towards it.
+
+A `Host` belongs to the network namespace that the thread which makes it is in. Several hosts may live in one process (labs do that),
+each in its own namespace; nothing is shared between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import struct
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from atoll.errors import Denied, NotFound
+from atoll.kernel import netlink, netns, nft
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+_SIOCGIFINDEX: Final = 0x8933
+
+
+class Host:
+    """What is open towards one network stack. `netns_dir` is where its named namespaces are mounted."""
+
+    def __init__(self, netns_dir: Path = netns.NETNS_DIR) -> None:
+        self.netns_dir = netns_dir
+        self.visitor = netns.Visitor()
+        self.netns = self.visitor.home
+        self.identity = netns.identity(self.netns)
+        try:
+            self.rtnl = netlink.Socket()
+        except PermissionError:
+            raise Denied("may not open a netlink socket", "run as root") from None
+
+    @cached_property
+    def nft(self) -> nft.Nft:
+        return nft.open_nft(self.visitor, self.netns)
+
+    @cached_property
+    def nfnl(self) -> netlink.Socket:
+        """For what libnftables can't do: reading the ruleset as bytes, and connection tracking."""
+        return self.visitor.run(self.netns, nft.open_socket)
+
+    def close(self) -> None:
+        for name in ("nft", "nfnl"):
+            if name in self.__dict__:
+                self.__dict__.pop(name).close()
+        self.rtnl.close()
+        self.visitor.close()
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Run a function in the host's namespace, whichever the calling thread is in."""
+        return self.visitor.run(self.netns, function)
+
+    def open_namespace(self, name: str) -> int:
+        """A named namespace as a descriptor. Raises `NotFound`."""
+        return netns.open_path(self.netns_dir / name)
+
+    @contextlib.contextmanager
+    def namespace(self, name: str) -> Iterator[int]:
+        """The descriptor of a named namespace, or of the host for the empty name, for the time of a `with` block."""
+        if not name:
+            yield self.netns
+            return
+        fd = self.open_namespace(name)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def socket_in(self, name: str) -> Iterator[netlink.Socket]:
+        """A routing socket of a named namespace (the host's own for the empty name)."""
+        if not name:
+            yield self.rtnl
+            return
+        with self.namespace(name) as fd:
+            sock = self.visitor.run(fd, netlink.Socket)
+        with sock:
+            yield sock
+
+
+def interface_index(sock: netlink.Socket, name: str) -> int:
+    """The index of an interface in the socket's namespace. Raises `NotFound`."""
+    try:
+        answer = fcntl.ioctl(sock.fileno(), _SIOCGIFINDEX, struct.pack("16si12x", name.encode(), 0))
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise NotFound(f"no interface {name}") from None
+        raise
+    return int(struct.unpack("16si12x", answer)[1])
+
+
+def port_is_free(address: str, port: int, protocol: str) -> bool:
+    """Whether a server could bind this port now, in the namespace of the calling thread. An address that the host lacks counts as free."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+    number = socket.IPPROTO_SCTP if protocol == "sctp" else 0
+    try:
+        probe = socket.socket(family, kind | socket.SOCK_CLOEXEC, number)
+    except OSError:
+        return True  # no such protocol on this kernel, so nobody holds a port of it
+    with probe:
+        if protocol == "tcp":
+            # Connections that linger in TIME_WAIT don't hold the port; a listener does in spite of this.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE
+    return True
+
+
+def port_holder(port: int, protocol: str) -> str:
+    """Which process has a port open, for a message: `nginx (pid 12)`, or empty when it can't be seen."""
+    inodes = {f"socket:[{inode}]" for version in ("", "6") for inode in _socket_inodes(f"{protocol}{version}", port)}
+    if not inodes:
+        return ""
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):
+                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+    return ""
+
+
+def _socket_inodes(table: str, port: int) -> Iterator[str]:
+    """Sockets bound to a port without a peer, from the calling thread's /proc/thread-self/net (proc_net(5))."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[2].endswith(":0000"):
+                yield fields[9]

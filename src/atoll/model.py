@@ -1,0 +1,266 @@
+"""What Atoll knows: networks, namespaces, endpoints, published ports, as frozen values.
+
+These are what the state file holds, what the API speaks and what the drivers turn into plans. Addresses are text in their canonical
+form; rates are bits a second; times are seconds since the epoch. Anything that comes from outside is checked here, at the edge.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from functools import lru_cache
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct
+
+from atoll.errors import Invalid
+
+Driver = Literal["bridge", "macvlan", "ipvlan", "host", "none"]
+Nat = Literal["masquerade", "routed", "snat"]
+Protocol = Literal["tcp", "udp", "sctp"]
+State = Literal["pending", "ready", "removing"]
+NamespaceKind = Literal["created", "adopted"]
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+DRIVERS: Final[tuple[Driver, ...]] = ("bridge", "macvlan", "ipvlan", "host", "none")
+PROTOCOLS: Final[tuple[Protocol, ...]] = ("tcp", "udp", "sctp")
+#: These always exist and can't be removed, as in Docker.
+PREDEFINED: Final = {"host": "host", "none": "none"}
+#: Interface names that Atoll gives out start so; the firewall drops what comes from such an interface and isn't known.
+BRIDGE_PREFIX: Final = "atb"
+VETH_PREFIX: Final = "atv"
+TRUNK_PREFIX: Final = "att"
+SHAPER_PREFIX: Final = "ati"
+#: A kernel bridge takes 1,023 ports, but one broadcast to more than about 900 overruns the backlog of a CPU (net.core.netdev_max_backlog
+#: 1000), also when it goes on to the next bridge of the chain; so a network grows by bridges of this many ports.
+SHARD_PORTS: Final = 480
+MAX_SHARDS: Final = 10
+
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}\Z")
+_INTERFACE: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,14}\Z")
+_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
+_RATE: Final = re.compile(r"(\d{1,12})(bit|kbit|mbit|gbit)?\Z")
+_PUBLISH: Final = re.compile(
+    r"(?:(?P<host>\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<outer>[0-9]+(?:-[0-9]+)?):(?P<inner>[0-9]+(?:-[0-9]+)?)(?:/(?P<proto>[a-z]+))?\Z"
+)
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class Subnet(Struct, frozen=True, omit_defaults=True):
+    """One address range of a network. `ranges` limits where addresses are taken from; `reserved` are names of addresses never taken."""
+
+    subnet: str
+    gateway: str = ""
+    ranges: tuple[str, ...] = ()
+    reserved: dict[str, str] = {}
+
+    @property
+    def version(self) -> int:
+        return 6 if ":" in self.subnet else 4
+
+
+class Network(Struct, frozen=True, omit_defaults=True):
+    """A network. `bridge` is its first kernel bridge and the one with the gateway addresses; `made_bridge` is false when it was there
+    before us and stays. `parent` and `mode` belong to macvlan and ipvlan. `snat` holds the source addresses for `nat="snat"`."""
+
+    id: str
+    name: str
+    driver: Driver
+    subnets: tuple[Subnet, ...] = ()
+    mtu: int = 1500
+    mac: str = ""
+    bridge: str = ""
+    made_bridge: bool = True
+    kept_addresses: tuple[str, ...] = ()
+    internal: bool = False
+    icc: bool = True
+    guard: bool = True
+    nat: Nat = "masquerade"
+    snat: tuple[str, ...] = ()
+    parent: str = ""
+    mode: str = ""
+    flag: str = ""
+    ingress_rate: int = 0
+    egress_rate: int = 0
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    shards: int = 1
+    created: float = 0.0
+    state: State = "pending"
+
+    def has(self, version: int) -> bool:
+        return any(subnet.version == version for subnet in self.subnets)
+
+    def gateway(self, version: int) -> str:
+        """The gateway's address for a family; empty when endpoints have no way out over this network."""
+        if self.internal:
+            return ""
+        return next((subnet.gateway for subnet in self.subnets if subnet.version == version and subnet.gateway), "")
+
+    def shard(self, index: int) -> str:
+        """The name of the kernel bridge number `index`."""
+        return self.bridge if index == 0 else f"{BRIDGE_PREFIX}{self.id}s{index}"
+
+    def bridges(self) -> tuple[str, ...]:
+        return tuple(self.shard(index) for index in range(self.shards)) if self.driver == "bridge" else ()
+
+
+class Namespace(Struct, frozen=True, omit_defaults=True):
+    """A network namespace under our care. `device` and `inode` tell it from any other as long as it lives; an adopted one also knows
+    where it came from and, if that was a process, which (`pid`, `start` in ticks since boot `boot`)."""
+
+    name: str
+    kind: NamespaceKind = "created"
+    source: str = ""
+    device: int = 0
+    inode: int = 0
+    pid: int = 0
+    start: int = 0
+    boot: str = ""
+    named: bool = True
+    labels: dict[str, str] = {}
+    created: float = 0.0
+    state: State = "pending"
+
+
+class PublishedPort(Struct, frozen=True, omit_defaults=True):
+    """A host port, or a range of `count` ports, that leads to as many ports of an endpoint. `host_ip` empty means every address."""
+
+    host_port: Port
+    port: Port
+    count: int = 1
+    protocol: Protocol = "tcp"
+    host_ip: str = ""
+
+    def __str__(self) -> str:
+        host = f"[{self.host_ip}]:" if ":" in self.host_ip else f"{self.host_ip}:" if self.host_ip else ""
+        outer = f"{self.host_port}-{self.host_port + self.count - 1}" if self.count > 1 else str(self.host_port)
+        inner = f"{self.port}-{self.port + self.count - 1}" if self.count > 1 else str(self.port)
+        return f"{host}{outer}:{inner}/{self.protocol}"
+
+    @property
+    def host_version(self) -> int:
+        """4 or 6 when it is published on addresses of one family only, else 0."""
+        return 0 if not self.host_ip else 6 if ":" in self.host_ip else 4
+
+    @property
+    def wildcard(self) -> bool:
+        return self.host_ip in ("", "0.0.0.0", "::")
+
+
+class Endpoint(Struct, frozen=True, omit_defaults=True):
+    """One namespace's attachment to one network. `addresses` carry the prefix length; `number` is the n-th interface of the namespace;
+    `shard` the kernel bridge of the network that it is a port of."""
+
+    id: str
+    network: str
+    namespace: str
+    interface: str
+    addresses: tuple[str, ...] = ()
+    mac: str = ""
+    number: int = 0
+    shard: int = 0
+    aliases: tuple[str, ...] = ()
+    gateway_priority: int = 0
+    ports: tuple[PublishedPort, ...] = ()
+    ingress_rate: int = 0
+    egress_rate: int = 0
+    created: float = 0.0
+    state: State = "pending"
+
+    @property
+    def host_interface(self) -> str:
+        return VETH_PREFIX + self.id
+
+    @property
+    def shaper(self) -> str:
+        return SHAPER_PREFIX + self.id
+
+    def address(self, version: int) -> str:
+        """The first address of a family, without prefix length; empty when there is none."""
+        return next((text.partition("/")[0] for text in self.addresses if (":" in text) == (version == 6)), "")
+
+
+@lru_cache(maxsize=16384)
+def interface(text: str) -> Interface:
+    """`192.168.34.163/24` as a value; for text that was checked when it came in."""
+    return ipaddress.ip_interface(text)
+
+
+@lru_cache(maxsize=16384)
+def address(text: str) -> Address:
+    return ipaddress.ip_address(text)
+
+
+def check_name(text: str, what: str) -> str:
+    """A network's, namespace's or endpoint's name: 1 to 63 letters, digits, `_ . -`, the first a letter or digit."""
+    if not _NAME.match(text):
+        raise Invalid(f"{text[:80]!r} is not a {what} name", "1 to 63 letters, digits, '_', '.' or '-', beginning with a letter or digit")
+    return text
+
+
+def check_interface(text: str) -> str:
+    """An interface name as the kernel takes it (at most 15 bytes)."""
+    if not _INTERFACE.match(text) or text in ("all", "default"):
+        raise Invalid(f"{text[:80]!r} is not an interface name", "1 to 15 letters, digits, '_', '.' or '-'")
+    return text
+
+
+def check_mac(text: str) -> str:
+    lowered = text.lower().replace("-", ":")
+    if not _MAC.match(lowered):
+        raise Invalid(f"{text[:80]!r} is not a MAC address", "expected six pairs of hex digits, such as 02:42:ac:11:00:02")
+    if int(lowered[:2], 16) & 1 or lowered == "00:00:00:00:00:00":
+        raise Invalid(f"{lowered} is a group or zero MAC address", "the first byte must be even, such as 02")
+    return lowered
+
+
+def check_labels(labels: dict[str, str], what: str) -> dict[str, str]:
+    for key, value in labels.items():
+        if not key or len(key) > 255 or len(value) > 4096 or not (key + value).isprintable():
+            raise Invalid(f"{what} {key[:40]!r} is not usable", "a key of 1 to 255 and a value of at most 4096 printable characters")
+    return labels
+
+
+def parse_rate(text: str, what: str) -> int:
+    """`10mbit` in bits a second, with tc's units (bit, kbit, mbit, gbit; none means bit)."""
+    match = _RATE.match(text.strip().lower())
+    rate = int(match[1]) * {None: 1, "bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}[match[2]] if match else 0
+    if not 8_000 <= rate <= 400 * 10**9:
+        raise Invalid(f"{what} {text[:40]!r} is not a rate", "expected a number with bit, kbit, mbit or gbit, from 8kbit to 400gbit")
+    return rate
+
+
+def _parse_range(text: str, spec: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    low, high = int(first), int(last or first)
+    if not (1 <= low <= 65535 and 1 <= high <= 65535):
+        raise Invalid(f"port {text} in {spec!r} is out of range", "ports are 1 to 65535")
+    if high < low:
+        raise Invalid(f"port range {text} in {spec!r} runs backwards", f"write {high}-{low}")
+    return low, high - low + 1
+
+
+def parse_publish(spec: str) -> PublishedPort:
+    """`[HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]`, Docker's form; an IPv6 host address in brackets."""
+    match = _PUBLISH.match(spec) if len(spec) <= 100 else None
+    if match is None:
+        raise Invalid(f"{spec[:100]!r} is not a port to publish", "expected [HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]")
+    protocol = match["proto"] or "tcp"
+    if protocol not in PROTOCOLS:
+        raise Invalid(f"protocol {protocol!r} in {spec!r} is unknown", "expected tcp, udp or sctp")
+    host_ip = ""
+    if match["host"]:
+        try:
+            host_ip = str(ipaddress.ip_address(match["host"].strip("[]")))
+        except ValueError:
+            raise Invalid(f"host address {match['host']!r} in {spec!r} is not an IP address", "IPv6 goes in brackets") from None
+    host_port, count = _parse_range(match["outer"], spec)
+    port, inner_count = _parse_range(match["inner"], spec)
+    if count != inner_count:
+        raise Invalid(f"{spec!r} maps {count} host ports onto {inner_count}", "both ranges must be of the same length")
+    return PublishedPort(host_port=host_port, port=port, count=count, protocol=protocol, host_ip=host_ip)

@@ -1,0 +1,205 @@
+"""What the kernel has, as values; and what an operation lacks there.
+
+One dump a kind and namespace, never a query an object. `repairs` holds an operation against what was observed and answers with the
+operations that make it true: none, the operation itself, or a smaller change.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from atoll.errors import NotFound
+from atoll.kernel import rtnl, sysctl
+from atoll.plan import operations as op
+
+if TYPE_CHECKING:
+    from atoll.kernel.host import Host
+    from atoll.kernel.netlink import Socket
+    from atoll.kernel.rtnl import Link
+
+
+class Stack:
+    """One network stack as it was observed."""
+
+    def __init__(self, sock: Socket, *, routes: bool) -> None:
+        rows = rtnl.links(sock)
+        self.links: dict[str, Link] = {link.name: link for link in rows}
+        self.names = {link.ifindex: link.name for link in rows}
+        self.addresses = {(self.names.get(row.ifindex, ""), str(row.interface)) for row in rtnl.addresses(sock)}
+        self.routes: set[tuple[int, str, str, str, int]] = set()
+        self.rules: set[tuple[str, int, int]] = set()
+        if routes:
+            for row in rtnl.routes(sock):
+                destination = str(row.destination) if row.destination is not None else "default"
+                version = 6 if row.family == 10 else 4
+                self.routes.add((version, destination, str(row.gateway or ""), self.names.get(row.ifindex, ""), row.table))
+            for rule in rtnl.rules(sock):
+                if rule.source is not None:
+                    self.rules.add((str(rule.source), rule.table, rule.priority))
+        self.queues = {(self.names.get(index, ""), kind) for index, kind in rtnl.queues(sock)}
+
+
+class Observed:
+    """The host and the namespaces that were asked about; each is read when it is first looked at."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._stacks: dict[str, Stack | None] = {}
+
+    def stack(self, namespace: str) -> Stack | None:
+        """None when the namespace is not there."""
+        if namespace not in self._stacks:
+            try:
+                with self._host.socket_in(namespace) as sock:
+                    self._stacks[namespace] = Stack(sock, routes=True)
+            except NotFound:
+                self._stacks[namespace] = None
+        return self._stacks[namespace]
+
+    def setting(self, namespace: str, name: str) -> str | None:
+        with self._host.namespace(namespace) as fd:
+            return self._host.visitor.run(fd, lambda: sysctl.read(name))
+
+
+def repairs(operation: op.Operation, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
+    """What makes `operation` true where it isn't; `remade` are the links, as (namespace, name), that earlier repairs make anew."""
+    match operation:
+        case op.BridgeAdd():
+            return _link(operation, op.HOST, operation.name, observed, remade, mtu=operation.mtu, mac=operation.mac)
+        case op.VethAdd():
+            return _veth(operation, observed, remade)
+        case op.ChildAdd():
+            return _link(operation, operation.namespace, operation.name, observed, remade, mtu=operation.mtu)
+        case op.ShaperAdd():
+            return _link(operation, op.HOST, operation.name, observed, remade)
+        case op.LinkSet():
+            return _set(operation, observed, remade)
+        case op.SysctlSet():
+            return _setting(operation, observed)
+        case op.AddressAdd(namespace, link, address):
+            stack = observed.stack(namespace)
+            there = stack is not None and (link, str(ipaddress.ip_interface(address))) in stack.addresses
+            return [] if there and (namespace, link) not in remade else [operation]
+        case op.RouteAdd():
+            return _route(operation, observed, remade)
+        case op.RuleAdd(namespace, source, table, priority):
+            stack = observed.stack(namespace)
+            there = stack is not None and (str(ipaddress.ip_network(source)), table, priority) in stack.rules
+            return [] if there else [operation]
+        case op.RateSet(link, _):
+            return [] if _queue(observed, link, "tbf") and (op.HOST, link) not in remade else [operation]
+        case op.Redirect(link, _):
+            return [] if _queue(observed, link, "ingress") and (op.HOST, link) not in remade else [operation]
+        case _:
+            return []
+
+
+def _queue(observed: Observed, link: str, kind: str) -> bool:
+    stack = observed.stack(op.HOST)
+    return stack is not None and (link, kind) in stack.queues
+
+
+def _find(observed: Observed, namespace: str, name: str) -> Link | None:
+    stack = observed.stack(namespace)
+    return stack.links.get(name) if stack is not None else None
+
+
+def _link(
+    operation: op.Operation,
+    namespace: str,
+    name: str,
+    observed: Observed,
+    remade: set[tuple[str, str]],
+    *,
+    mtu: int = 0,
+    mac: str = "",
+) -> list[op.Operation]:
+    found = _find(observed, namespace, name)
+    if found is None:
+        remade.add((namespace, name))
+        return [operation]
+    changed_mtu = mtu if mtu and found.mtu != mtu else None
+    changed_mac = mac if mac and found.mac != mac else None
+    if changed_mtu is None and changed_mac is None:
+        return []
+    return [op.LinkSet(namespace, name, mtu=changed_mtu, mac=changed_mac)]
+
+
+def _veth(operation: op.VethAdd, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
+    """A pair is whole or it is made anew: a peer that was renamed, moved or replaced is not ours any more."""
+    near = _find(observed, op.HOST, operation.name)
+    far = _find(observed, operation.peer_namespace, operation.peer)
+    whole = near is not None and far is not None and far.kind == "veth" and (not operation.peer_mac or far.mac == operation.peer_mac)
+    if not whole or near is None or far is None:
+        remade.update({(op.HOST, operation.name), (operation.peer_namespace, operation.peer)})
+        if far is not None and observed.stack(operation.peer_namespace) is not None and near is None and far.kind != "veth":
+            return []  # an interface of someone else's has the name; only a person can decide
+        leftover: list[op.Operation] = []
+        if near is not None:
+            leftover.append(op.LinkDelete(op.HOST, operation.name))
+        elif far is not None:
+            leftover.append(op.LinkDelete(operation.peer_namespace, operation.peer))
+        return [*leftover, operation]
+    changes: list[op.Operation] = []
+    master = _find(observed, op.HOST, operation.master)
+    wrong_master = (op.HOST, operation.master) in remade or master is None or near.master != master.ifindex
+    wrong_mtu = near.mtu != operation.mtu
+    if wrong_master or wrong_mtu or not near.up or near.alias != operation.alias:
+        changes.append(
+            op.LinkSet(
+                op.HOST,
+                operation.name,
+                up=True,
+                mtu=operation.mtu if wrong_mtu else None,
+                master=operation.master if wrong_master else None,
+                alias=operation.alias if near.alias != operation.alias else None,
+            )
+        )
+        if wrong_master:
+            remade.add((op.HOST, operation.name + "/port"))
+    if far.mtu != operation.mtu:
+        changes.append(op.LinkSet(operation.peer_namespace, operation.peer, mtu=operation.mtu))
+    return changes
+
+
+def _set(operation: op.LinkSet, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
+    key = (operation.namespace, operation.name)
+    found = _find(observed, *key)
+    if found is None or key in remade or (operation.namespace, operation.name + "/port") in remade:
+        return [operation]
+    master = _find(observed, operation.namespace, operation.master) if operation.master else None
+    right = (
+        (operation.up is None or operation.up == found.up)
+        and (operation.mtu is None or operation.mtu == found.mtu)
+        and (operation.mac is None or operation.mac == found.mac)
+        and (operation.alias is None or operation.alias == found.alias)
+        and (operation.isolated is None or operation.isolated == found.isolated)
+        and (not operation.master or (master is not None and found.master == master.ifindex))
+    )
+    if operation.master and (operation.namespace, operation.master) in remade:
+        right = False
+    return [] if right else [operation]
+
+
+def _setting(operation: op.SysctlSet, observed: Observed) -> list[op.Operation]:
+    try:
+        found = observed.setting(operation.namespace, operation.setting)
+    except NotFound:
+        return []
+    if found == operation.value:
+        return []
+    # A setting of an interface is missing when the interface is; it is there again when the interface is.
+    family = "/".join(operation.setting.split("/")[:2]) + "/conf/all/disable_ipv6"
+    if found is None and operation.optional and observed.setting(operation.namespace, family) is None:
+        return []
+    return [operation]
+
+
+def _route(operation: op.RouteAdd, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
+    stack = observed.stack(operation.namespace)
+    if stack is None:
+        return [operation]
+    destination = operation.destination if operation.destination == "default" else str(ipaddress.ip_network(operation.destination))
+    wanted = (operation.version, destination, operation.gateway, operation.link, operation.table)
+    return [] if wanted in stack.routes and (operation.namespace, operation.link) not in remade else [operation]

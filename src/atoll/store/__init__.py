@@ -1,0 +1,1 @@
+"""Where the model is kept. `sqlite` is the embedded store."""

@@ -1,0 +1,118 @@
+"""The embedded store: one SQLite file, one row an object, the object itself as JSON.
+
+What was committed survives the death of the process (write-ahead log). `synchronous=NORMAL` may lose the last commits when the machine
+loses power, but then the kernel's side is gone as well, and the file stays consistent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from atoll.errors import Failed
+from atoll.model import Endpoint, Namespace, Network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+T = TypeVar("T", Network, Namespace, Endpoint)
+
+VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE networks (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE namespaces (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE endpoints (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE cursors (network TEXT NOT NULL, subnet TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (network, subnet)) STRICT;
+CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+"""
+_TABLES: Final[dict[type, str]] = {Network: "networks", Namespace: "namespaces", Endpoint: "endpoints"}
+
+
+def _key(value: Network | Namespace | Endpoint) -> str:
+    return value.name if isinstance(value, Namespace) else value.id
+
+
+class Store:
+    """Networks, namespaces, endpoints, the allocation cursors and a few facts about the host. One writer, one thread at a time."""
+
+    def __init__(self, path: Path | None) -> None:
+        """`path` is the file, or None to keep everything in memory. Raises `Failed` when it can't be used."""
+        self._encode = msgspec.json.Encoder().encode
+        try:
+            self._db = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, cached_statements=64)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._migrate(path)
+        except sqlite3.Error as error:
+            raise Failed(f"opening the state file {path}: {error}", "restore it from a copy, or move it away to start anew") from None
+
+    def _migrate(self, path: Path | None) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise Failed(f"the state file {path} is of version {version}, newer than this program's {VERSION}", "update atoll")
+        if version == 0:
+            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All the writes inside, or none. Raises `Failed` when the disk refuses (the caller must then change nothing else)."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise Failed(f"writing the state file: {error}", "is the disk full or read-only?") from None
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise Failed(f"writing the state file: {error}", "is the disk full or read-only?") from None
+            raise
+
+    def put(self, value: Network | Namespace | Endpoint) -> None:
+        self._db.execute(f"INSERT OR REPLACE INTO {_TABLES[type(value)]} VALUES (?, ?)", (_key(value), self._encode(value)))
+
+    def delete(self, value: Network | Namespace | Endpoint) -> None:
+        self._db.execute(f"DELETE FROM {_TABLES[type(value)]} WHERE key = ?", (_key(value),))
+        if isinstance(value, Network):
+            self._db.execute("DELETE FROM cursors WHERE network = ?", (value.id,))
+
+    def load(self, kind: type[T]) -> list[T]:
+        """Every object of a kind. Raises `Failed` on a row that can't be read."""
+        rows: list[T] = []
+        for key, value in self._db.execute(f"SELECT key, value FROM {_TABLES[kind]} ORDER BY rowid"):
+            try:
+                rows.append(msgspec.json.decode(value, type=kind))
+            except msgspec.DecodeError as error:
+                raise Failed(f"the state file's {kind.__name__.lower()} {key} can't be read: {error}", "restore it from a copy") from None
+        return rows
+
+    def set_cursor(self, network: str, subnet: str, value: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (network, subnet, str(value)))
+
+    def cursor(self, network: str, subnet: str) -> int:
+        row = self._db.execute("SELECT value FROM cursors WHERE network = ? AND subnet = ?", (network, subnet)).fetchone()
+        return int(row[0]) if row else 0
+
+    def fact(self, key: str) -> str:
+        row = self._db.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def facts(self, prefix: str) -> dict[str, str]:
+        """The facts whose keys begin so, without that beginning."""
+        rows = self._db.execute("SELECT key, value FROM facts WHERE substr(key, 1, ?) = ? ORDER BY rowid", (len(prefix), prefix))
+        return {key[len(prefix) :]: value for key, value in rows}
+
+    def set_fact(self, key: str, value: str | None) -> None:
+        if value is None:
+            self._db.execute("DELETE FROM facts WHERE key = ?", (key,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value))
