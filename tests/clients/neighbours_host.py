@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -199,4 +200,6 @@ def private_host() -> Iterator[Host]:
         finally:
             process.communicate(timeout=20)
             for daemon in host._daemons.values():
+                # nsenter stops itself when a test has stopped the daemon.
+                daemon.send_signal(signal.SIGCONT)
                 daemon.wait(20)
