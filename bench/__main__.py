@@ -15,9 +15,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Atoll beside the bare kernel and its peers.")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"only these: {', '.join(row.key for row in ROWS)}")
     parser.add_argument("--quick", action="store_true", help="smaller numbers, to see that all works")
-    parser.add_argument(
-        "--write", action="store_true", help="write docs/benchmarks.md and docs/benchmarks.svg (all rows, not --quick)"
-    )
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and docs/benchmarks.svg (all rows, not --quick)")
     arguments = parser.parse_args()
     unknown = set(arguments.rows) - {row.key for row in ROWS}
     if unknown:
@@ -32,14 +30,13 @@ def _run(arguments: argparse.Namespace) -> None:
     load = os.getloadavg()[0]
     effort = QUICK if arguments.quick else FULL
     chosen = [row for row in ROWS if not arguments.rows or row.key in arguments.rows]
+    print(page.machine(load), end="\n\n")
     results = []
     for row in chosen:
-        print(f"{row.key}: {row.title} ...", file=sys.stderr, flush=True)
         result = row.run(effort)
-        print(f"{row.key}: {result.seconds:.1f} s", file=sys.stderr, flush=True)
+        print(stats.section(result), f"\n({result.seconds:.1f} s)\n", flush=True)
         results.append(result)
-    print(page.machine(load), end="\n\n")
-    print(stats.markdown(results), end="")
+    print(stats.summary(results))
     if arguments.write:
         page.write(private.DOCS, results, load)
 

@@ -174,11 +174,7 @@ class Floor:
         silent = _attribute(26, _attribute(socket.AF_INET6, _attribute(8, b"\x01")))
         change = _link(0, up=False) + _attribute(3, name.encode() + b"\0") + _attribute(20, f"floor:{name}".encode()) + silent
         # struct ifaddrmsg with IFA_LOCAL 2, IFA_ADDRESS 1; struct rtmsg in the main table with RTA_GATEWAY 5
-        inet = (
-            struct.pack("=BBBBi", socket.AF_INET, PREFIX, 0, 0, index)
-            + _attribute(2, address.packed)
-            + _attribute(1, address.packed)
-        )
+        inet = struct.pack("=BBBBi", socket.AF_INET, PREFIX, 0, 0, index) + _attribute(2, address.packed) + _attribute(1, address.packed)
         route = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 254, 4, 0, 1, 0) + _attribute(5, GATEWAY.packed)
         setup = (
             _message(_NEWLINK, _REQUEST, _link(1, up=True))
@@ -220,9 +216,7 @@ class Floor:
 
     def publish(self, ports: Sequence[int], address: IPv4Address) -> None:
         """Lead these TCP ports of the host to port 80 of the address, in one transaction."""
-        self.nftables.apply(
-            f"add element inet floor ports {{ {', '.join(f'tcp . {port} : {address} . 80' for port in ports)} }}".encode()
-        )
+        self.nftables.apply(f"add element inet floor ports {{ {', '.join(f'tcp . {port} : {address} . 80' for port in ports)} }}".encode())
 
     def unpublish(self, port: int) -> None:
         self.nftables.apply(f"delete element inet floor ports {{ tcp . {port} }}".encode())

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 NETWORK = "bench"
 SUBNET = "10.66.0.0/16"
 
-#: How many ports go into one call when many are published beforehand.
-_BATCH = 1000
+#: How many ports one namespace publishes where many are published beforehand.
+_EACH = 100
 
 
 def _state() -> Path:
@@ -89,12 +89,14 @@ def connecting(endpoints: int, count: int) -> Iterator[Sample]:
 
 
 def _publish(engine: Any, ports: int) -> None:
-    """A namespace `server` to whose one port `ports` ports of the host lead, one element each."""
-    engine.create_namespace("server")
-    engine.connect(NETWORK, "server")
-    for first in range(FIRST, FIRST + ports, _BATCH):
-        last = min(first + _BATCH, FIRST + ports)
-        engine.publish("server", [f"{port}:{traffic.PORT}" for port in range(first, last)])
+    """`ports` ports of the host, one element each, lead to namespaces of which each has _EACH; one more is called `spare`."""
+    for first in range(0, ports, _EACH):
+        name = f"n{first // _EACH}"
+        engine.create_namespace(name)
+        specs = [f"{FIRST + port}:{traffic.PORT}" for port in range(first, min(first + _EACH, ports))]
+        engine.connect(NETWORK, name, publish=specs)
+    engine.create_namespace("spare")
+    engine.connect(NETWORK, "spare")
 
 
 @contextmanager
@@ -108,9 +110,9 @@ def publishing(ports: int, count: int) -> Iterator[Sample]:
             results: list[float] = []
             for _ in range(count):
                 begin = time.perf_counter_ns()
-                engine.publish("server", specs)
+                engine.publish("spare", specs)
                 results.append((time.perf_counter_ns() - begin) / 1e6)
-                engine.unpublish("server", specs)
+                engine.unpublish("spare", specs)
             return results
 
         yield sample
@@ -121,8 +123,8 @@ def published(ports: int) -> Iterator[Published]:
     """A client outside and the middle one of `ports` published ports."""
     with _opened() as engine:
         _publish(engine, ports)
-        client = traffic.outside()
-        yield Published(client, _namespace("server"), f"{traffic.OUTSIDE}.1", FIRST + ports // 2)
+        middle = ports // 2
+        yield Published(traffic.outside(), _namespace(f"n{middle // _EACH}"), f"{traffic.OUTSIDE}.1", FIRST + middle)
 
 
 @contextmanager

@@ -83,12 +83,8 @@ def _limit(check: Check) -> str:
     return f"{'≥' if check.at_least else '≤'} {check.limit:g} {check.unit}"
 
 
-def _missing(series: Series) -> str:
-    return f"missing: {series.missing}"
-
-
-def markdown(results: Sequence[Result]) -> str:
-    """The checks of all rows in one table, then each row with its variants."""
+def summary(results: Sequence[Result]) -> str:
+    """The checks of all rows in one table."""
     checks = [
         (
             check.text,
@@ -99,20 +95,20 @@ def markdown(results: Sequence[Result]) -> str:
         for result in results
         for check in result.checks
     ]
-    parts = ["### Against the targets\n", _table(("What", "Figure", "Target", "Met"), checks)]
-    for result in results:
-        rows = []
-        for series in result.series.values():
-            if series.missing:
-                rows.append((series.name, _missing(series), "", ""))
-            else:
-                worst = quantile(series, 0.01 if result.more_is_better else 0.99)
-                rows.append((series.name, figure(median(series)), figure(worst), str(len(series.samples))))
-        parts += [
-            f"\n### {result.title} (`{result.key}`)\n",
-            _table(("Variant", f"median, {result.unit}", "p1" if result.more_is_better else "p99", "samples"), rows),
-        ]
-    return "\n".join(parts) + "\n"
+    return "### Against the targets\n\n" + _table(("What", "Figure", "Target", "Met"), checks)
+
+
+def section(result: Result) -> str:
+    """One row with its variants."""
+    rows = []
+    for series in result.series.values():
+        if series.missing:
+            rows.append((series.name, f"missing: {series.missing}", "", ""))
+        else:
+            worst = quantile(series, 0.01 if result.more_is_better else 0.99)
+            rows.append((series.name, figure(median(series)), figure(worst), str(len(series.samples))))
+    head = ("Variant", f"median, {result.unit}", "p1" if result.more_is_better else "p99", "samples")
+    return f"### {result.title} (`{result.key}`)\n\n{_table(head, rows)}"
 
 
 _WIDTH, _LABEL, _BAR, _STEP = 960, 330, 480, 22

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import os
@@ -13,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atoll.errors import Failed, Unsupported
+
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def find(name: str, package: str, folder: str = "") -> str:
@@ -54,6 +57,11 @@ def processes(root: int) -> Sequence[int]:
     for pid in found:
         found += children.get(pid, [])
     return found
+
+
+def adopt_orphans() -> None:
+    """Be the parent of every process below this one whose own parent ends, prctl(2)."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def resident(root: int) -> float:

@@ -8,19 +8,26 @@ A B C, B C A, C A B ..., so that a drift of the machine falls on all alike.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from atoll.errors import AtollError
-from bench import netns, private
+from bench import netns, private, tool
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 #: Takes the samples of one round, in the row's unit.
 Sample = Callable[[], Sequence[float]]
+
+
+#: Seconds that a variant may take to be built, for one round, and to be taken down.
+_PATIENCE = 60
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,12 @@ class Series:
 
 
 def _serve(variant: Variant, pipe: Connection) -> None:
-    """The forked process: build, then one round for each message that arrives, until the pipe is closed."""
+    """The forked process: build, then one round for each message that arrives, until one says to stop.
+
+    Whatever it started, and whatever that left behind, falls to it and ends with it.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    tool.adopt_orphans()
     try:
         netns.unshare(netns.CLONE_NEWNET | netns.CLONE_NEWNS)
         private.own_host()
@@ -54,6 +66,9 @@ def _serve(variant: Variant, pipe: Connection) -> None:
         pipe.send(str(error))
     except Exception as error:  # whatever a peer or an unfinished engine does wrong belongs in the table, not on the terminal
         pipe.send(" ".join(f"{type(error).__name__}: {error}".split()))
+    finally:
+        for pid in tool.processes(os.getpid())[1:]:
+            os.kill(pid, signal.SIGKILL)
 
 
 class _Process:
@@ -70,7 +85,7 @@ class _Process:
 
     def _receive(self) -> None:
         try:
-            answer = self._pipe.recv()
+            answer = self._pipe.recv() if self._pipe.poll(_PATIENCE) else f"no answer within {_PATIENCE} s"
         except EOFError:
             answer = "its process ended without an answer"
         if isinstance(answer, str):
@@ -85,9 +100,11 @@ class _Process:
             self._receive()
 
     def stop(self) -> None:
-        if not self.series.missing:
+        if self.series.missing:
+            self._process.terminate()
+        else:
             self._pipe.send(False)
-        self._process.join(60)
+        self._process.join(_PATIENCE)
         self._process.kill()
         self._process.join()
         self._pipe.close()

@@ -144,6 +144,14 @@ class Host:
         self.runner(["sh", "-c", f"kill $(cat /run/{name}.id)"])
         self._daemons.pop(name).wait(20)
 
+    def pause(self, name: str) -> None:
+        self.run("sh", "-c", f"kill -STOP $(cat /run/{name}.id)")
+
+    def resume(self, name: str) -> None:
+        # nsenter stops itself when its child was stopped.
+        self._daemons[name].send_signal(signal.SIGCONT)
+        self.runner(["sh", "-c", f"kill -CONT $(cat /run/{name}.id)"])
+
     def start_dockerd(self, back_end: str, *options: str) -> None:
         path = f"PATH=/run/iptables-{back_end}:{os.environ['PATH']}"
         self.start("dockerd", "env", path, "dockerd", "--storage-driver", "vfs", "-H", "unix:///run/docker.sock", *options)
@@ -198,8 +206,8 @@ def private_host() -> Iterator[Host]:
         try:
             yield host
         finally:
+            for name in host._daemons:
+                host.resume(name)
             process.communicate(timeout=20)
             for daemon in host._daemons.values():
-                # nsenter stops itself when a test has stopped the daemon.
-                daemon.send_signal(signal.SIGCONT)
                 daemon.wait(20)

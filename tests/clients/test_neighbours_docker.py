@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -18,7 +19,7 @@ OURS = "-m comment --comment atoll -j ACCEPT"
 PAIR = [f"-A DOCKER-USER -i atb+ {OURS}", f"-A DOCKER-USER -o atb+ {OURS}"]
 RETURN = "-A DOCKER-USER -j RETURN"
 ADMIN = "-A DOCKER-USER -s 192.0.2.7/32 -j DROP"
-COMMENTED = '-A DOCKER-USER -s 192.0.2.8/32 -m comment --comment "not atoll" -j ACCEPT'
+COMMENTED = '-A DOCKER-USER -s 192.0.2.8/32 -m comment --comment "atoll is nice" -j ACCEPT'
 
 back_ends = pytest.mark.parametrize("back_end", ["nft", "legacy"])
 
@@ -34,11 +35,11 @@ def apply(rules: list[str], calls: list[list[str]]) -> list[str]:
         if verb == "-I":
             position = int(rest.pop(0))
             assert position <= len(rules) + 1
-            rules.insert(position - 1, " ".join(["-A", chain, *rest]))
+            rules.insert(position - 1, shlex.join(["-A", chain, *rest]))
         elif verb == "-A":
-            rules.append(" ".join(["-A", chain, *rest]))
+            rules.append(shlex.join(["-A", chain, *rest]))
         else:
-            rules.remove(" ".join(["-A", chain, *rest]))
+            rules.remove(shlex.join(["-A", chain, *rest]))
     return rules
 
 
@@ -166,7 +167,7 @@ def test_the_admins_rules_come_first_and_stay_when_ours_go(host: Host, back_end:
     sync(host, "atb0")
     assert listed(host, back_end) == [before[0], *PAIR, *before[1:]]
 
-    later = ["-d", "10.90.2.2", "-m", "comment", "--comment", "no atoll", "-j", "DROP"]
+    later = ["-d", "10.90.2.2", "-m", "comment", "--comment", "atoll isn't asked", "-j", "DROP"]
     host.run(f"iptables-{back_end}", "-D", "DOCKER-USER", "-j", "RETURN")
     host.run(f"iptables-{back_end}", "-A", "DOCKER-USER", *later)
     sync(host, "atb0")

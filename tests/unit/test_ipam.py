@@ -179,9 +179,7 @@ def test_a_released_address_is_allocatable_again_but_not_next_while_others_are_f
 
 @any_pace
 @given(layouts(), st.data())
-def test_a_claimed_address_is_not_handed_out_and_a_pool_rebuilt_from_its_holders_goes_on_alike(
-    layout: Layout, data: st.DataObject
-) -> None:
+def test_a_claimed_address_is_not_handed_out_and_a_pool_rebuilt_from_its_holders_goes_on_alike(layout: Layout, data: st.DataObject) -> None:
     assume(layout.claimable())
     pool = layout.pool()
     claims = data.draw(st.lists(st.sampled_from(layout.claimable()), unique=True))
@@ -383,9 +381,7 @@ def test_exhaustion_names_the_network_the_subnet_its_size_and_some_holders() -> 
         pool.allocate(owner)
     with pytest.raises(Exhausted) as caught:
         pool.allocate("late")
-    assert caught.value.what == (
-        "network br0 has no free address in subnet 192.168.34.0/24, size 254 (held by a, b, c, d, e and 249 more)"
-    )
+    assert caught.value.what == ("network br0 has no free address in subnet 192.168.34.0/24, size 254 (held by a, b, c, d, e and 249 more)")
     assert caught.value.hint
 
 
@@ -496,15 +492,15 @@ pool_lists = st.lists(st.sampled_from(POOLS), min_size=1, max_size=3, unique=Tru
 
 @st.composite
 def entries(draw: st.DrawFn) -> Taken:
-    """Something taken in or near one of the pools, wider or narrower than its subnets."""
-    pool, _ = draw(st.sampled_from(POOLS))
-    near = int(pool.network_address) + draw(st.integers(-2, pool.num_addresses + 2))
-    family = IPv4Address if pool.version == 4 else IPv6Address
-    length = draw(st.integers(pool.prefixlen - 2, pool.max_prefixlen) | st.just(0) | st.just(1))
-    return Taken(ip_network(f"{family(near)}/{length}", strict=False), draw(st.sampled_from(["route", "network br0"])))
+    """Something taken at the edge of one of the candidates, wider or narrower than it."""
+    pool, prefix = draw(st.sampled_from(POOLS))
+    edge = int(pool.network_address) + draw(st.integers(0, 4)) * (1 << pool.max_prefixlen - prefix) + draw(st.integers(-1, 1))
+    address = IPv4Address(edge) if pool.version == 4 else IPv6Address(edge)
+    length = draw(st.integers(pool.prefixlen - 2, prefix) | st.sampled_from([0, 1, pool.max_prefixlen]))
+    return Taken(ip_network(f"{address}/{length}", strict=False), draw(st.sampled_from(["route", "network br0"])))
 
 
-@any_pace
+@settings(any_pace, max_examples=500)
 @given(st.lists(entries(), max_size=12), pool_lists)
 def test_the_chosen_subnet_is_the_first_that_overlaps_nothing(taken: list[Taken], pools: list[tuple[Network, int]]) -> None:
     expected = naive_choice(taken, pools)
@@ -548,19 +544,30 @@ def test_a_skipped_run_is_one_line_that_names_what_is_in_the_way() -> None:
     assert choose_subnet([Taken(IPv4Network("172.16.0.53/32"), "nameserver in /etc/resolv.conf")]).skipped == (
         "172.16.0.0/24 skipped: overlap with 172.16.0.53/32 (nameserver in /etc/resolv.conf)",
     )
-    assert choose_subnet(routes("172.16.0.0/20", "172.16.4.0/24", "10.0.0.0/8", "fd00::/8")) == Chosen(
-        IPv4Network("172.16.16.0/24"), ("172.16.0.0/24 to 172.16.15.0/24 skipped: overlap with 172.16.0.0/20 (route via eth0)",)
+    assert choose_subnet(routes("172.16.0.0/24", "172.16.0.0/20", "172.16.4.0/24", "10.0.0.0/8", "fd00::/8")) == Chosen(
+        IPv4Network("172.16.16.0/24"), ("172.16.0.0/24 to 172.16.15.0/24 skipped: overlap with 172.16.0.0/20 (route via eth1)",)
     )
+
+
+def test_of_two_reasons_for_one_network_the_same_is_named_whatever_their_order() -> None:
+    taken = [Taken(IPv4Network("172.16.0.0/24"), why) for why in ("route via br0", "network br0")]
+    expected = ("172.16.0.0/24 skipped: overlap with 172.16.0.0/24 (network br0)",)
+    assert choose_subnet(taken).skipped == choose_subnet(reversed(taken)).skipped == expected
+
+
+def test_a_quarter_of_the_address_space_is_no_default_route() -> None:
+    assert str(choose_subnet(routes("128.0.0.0/2")).subnet) == "192.168.2.0/24"
+
+
+def test_the_other_family_is_not_in_the_way_even_with_the_same_integers() -> None:
+    assert choose_subnet(routes("::ac10:0/108")) == Chosen(IPv4Network("172.16.0.0/24"), ())
 
 
 def test_subnets_that_others_take_by_default_come_last() -> None:
     taken = list(routes("172.16.0.0/16"))
     assert choose_subnet(taken) == Chosen(
         IPv4Network("172.18.0.0/24"),
-        (
-            "172.16.0.0/24 to 172.17.255.0/24 skipped: "
-            "overlap with 172.16.0.0/16 (route via eth0), 172.17.0.0/16 (the default of docker0)",
-        ),
+        ("172.16.0.0/24 to 172.17.255.0/24 skipped: overlap with 172.16.0.0/16 (route via eth0), 172.17.0.0/16 (the default of docker0)",),
     )
     homes = []
     for _ in range(256):
@@ -594,6 +601,14 @@ def test_choosing_among_four_thousand_networks_takes_steps_in_proportion_to_thei
         return lines_executed(lambda: choose_subnet(taken, [(IPv4Network("10.0.0.0/8"), 24)]))
 
     assert steps(4000) < 4.5 * steps(1000)
+
+
+def test_the_explanation_keeps_to_the_pool() -> None:
+    for taken in (routes("10.0.0.0/8"), routes("10.1.0.0/17", "10.1.128.0/17", "10.2.0.0/24")):
+        with pytest.raises(Exhausted) as caught:
+            choose_subnet(taken, [(IPv4Network("10.1.0.0/16"), 24)])
+        assert ": 10.1.0.0/24 to 10.1.255.0/24 skipped: " in caught.value.what
+        assert "10.2.0.0" not in caught.value.what
 
 
 def test_when_no_pool_is_configured_the_error_says_so() -> None:
@@ -680,9 +695,7 @@ def test_what_is_no_machine_prefix_seed_or_global_id_is_refused() -> None:
 # Parsing
 
 
-@pytest.mark.parametrize(
-    "text", ["10.0.0.0/24", "10.0.0.0/31", "10.0.0.7/32", "fd00::/64", "fd00::1/128", "2001:db8::/32", "240.0.0.0/8"]
-)
+@pytest.mark.parametrize("text", ["10.0.0.0/24", "10.0.0.0/31", "10.0.0.7/32", "fd00::/64", "fd00::1/128", "2001:db8::/32", "240.0.0.0/8"])
 def test_a_subnet_is_read_as_it_is_written(text: str) -> None:
     assert str(parse_subnet(text)) == text
 
@@ -736,9 +749,7 @@ def test_an_address_is_read_as_it_is_written(address: Address) -> None:
     assert parse_address(str(address), "gateway") == address
 
 
-@pytest.mark.parametrize(
-    "wrap", [" {}", "{} ", "{}\n", "\n{}", "{}\0", "{}/24", "{}%eth0", "{}%", "[{}]", "{}:80", "{}.", "\t{}", "{}\r"]
-)
+@pytest.mark.parametrize("wrap", [" {}", "{} ", "{}\n", "\n{}", "{}\0", "{}/24", "{}%eth0", "{}%", "[{}]", "{}:80", "{}.", "\t{}", "{}\r"])
 @pytest.mark.parametrize("address", ["10.0.0.1", "fd00:1:2:3:4:5:6:7"])
 def test_an_address_with_anything_around_it_is_refused_by_role_and_text(wrap: str, address: str) -> None:
     text = wrap.format(address)
@@ -774,9 +785,7 @@ def test_no_text_makes_the_parsers_raise_anything_but_invalid(text: str) -> None
         ("fd00::/127", [], ["fd00::"], "fd00::1"),
     ],
 )
-def test_the_default_gateway_is_the_first_usable_address(
-    subnet: str, ranges: list[str], reserved: list[str], expected: str
-) -> None:
+def test_the_default_gateway_is_the_first_usable_address(subnet: str, ranges: list[str], reserved: list[str], expected: str) -> None:
     names = {f"aux{index}": ip_address(text) for index, text in enumerate(reserved)}
     assert str(next_gateway(ip_network(subnet), [ip_network(text) for text in ranges], names)) == expected
 
@@ -813,15 +822,14 @@ def test_the_default_gateway_fits_every_layout(layout: Layout) -> None:
             None,
             "range 10.0.0.0/25 is not inside subnet 192.168.34.0/24; it should lie within 192.168.34.0 to",
         ),
+        (None, "192.168.34.0/23", None, "range 192.168.34.0/23 is not inside subnet 192.168.34.0/24; "),
         (None, "192.168.0.0/16", None, "range 192.168.0.0/16 is not inside subnet 192.168.34.0/24; "),
         (None, "fd00::/64", None, "range fd00::/64 is not inside subnet 192.168.34.0/24; "),
         (None, None, "10.0.0.9", "reserved address printer=10.0.0.9 is outside subnet 192.168.34.0/24; "),
         (None, None, "fd00::9", "reserved address printer=fd00::9 is outside subnet 192.168.34.0/24; "),
     ],
 )
-def test_what_does_not_fit_into_the_subnet_is_refused(
-    gateway: str | None, part: str | None, reserved: str | None, words: str
-) -> None:
+def test_what_does_not_fit_into_the_subnet_is_refused(gateway: str | None, part: str | None, reserved: str | None, words: str) -> None:
     layout = Layout(
         SLASH_24,
         ip_address(gateway) if gateway else None,
@@ -834,3 +842,8 @@ def test_what_does_not_fit_into_the_subnet_is_refused(
     assert str(caught.value).startswith(words)
     with pytest.raises(Invalid):
         layout.pool()
+
+
+def test_a_range_that_ends_with_the_subnet_but_begins_before_it_is_refused() -> None:
+    with pytest.raises(Invalid, match=r"range 192.168.34.0/23 is not inside subnet 192.168.35.0/24; "):
+        check_layout(IPv4Network("192.168.35.0/24"), None, [IPv4Network("192.168.34.0/23")], {})

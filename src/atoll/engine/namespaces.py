@@ -84,6 +84,13 @@ class NamespaceVerbs(Base):
         )
         return self._adopt_process(made, pid) if pid else self._adopt_path(made, path)
 
+    def plan_adopt_namespace(self, name: str, *, pid: int = 0, path: str = "", docker: str = "", podman: str = "") -> Plan:
+        self._check_new(name)
+        if docker or podman:
+            kind, container = ("docker", docker) if docker else ("podman", podman)
+            pid = containers.pid(kind, container)
+        return Plan((NamespaceAttach(name, f"/proc/{pid}/ns/net" if pid else path),))
+
     def remove_namespace(self, name: str) -> Namespace:
         """Disconnect a namespace from everything and let it go; one that we made ends with its last process."""
         faults.begin("remove_namespace")

@@ -60,13 +60,17 @@ _RECEIVE_SIZE: Final = 1 << 17
 
 
 class Message(NamedTuple):
-    """One message as it came: its type, flags, sequence number, sender's port id, and everything behind the header."""
+    """One message as it came: its type, flags, sequence number, sender's port id, and everything behind the header.
+
+    `namespace` is the id by which the socket's namespace knows the one that an event comes from; None for its own.
+    """
 
     type: int
     flags: int
     sequence: int
     port: int
     body: bytes
+    namespace: int | None = None
 
 
 class NetlinkError(Failed):
@@ -132,14 +136,14 @@ def number(payload: bytes) -> int:
     return int.from_bytes(payload, "little")
 
 
-def messages(data: bytes) -> Iterator[Message]:
+def messages(data: bytes, namespace: int | None = None) -> Iterator[Message]:
     """The messages of one datagram. Raises `ValueError` when a length leaves the data."""
     offset, end = 0, len(data)
     while end - offset >= HEADER_SIZE:
         length, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
         if length < HEADER_SIZE or length > end - offset:
             raise ValueError(f"netlink message of {length} bytes in {end - offset}")
-        yield Message(kind, flags, sequence, port, data[offset + HEADER_SIZE : offset + length])
+        yield Message(kind, flags, sequence, port, data[offset + HEADER_SIZE : offset + length], namespace)
         offset += (length + 3) & ~3
 
 
@@ -287,10 +291,14 @@ class Socket:
         found: list[Message] = []
         while True:
             try:
-                data = self._socket.recv(_RECEIVE_SIZE, socket.MSG_DONTWAIT)
+                data, ancillary, _, _ = self._socket.recvmsg(_RECEIVE_SIZE, 64, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return found
-            found.extend(messages(data))
+            namespace = None
+            for level, kind, payload in ancillary:
+                if level == _SOL_NETLINK and kind == _NETLINK_LISTEN_ALL_NSID and len(payload) == 4:
+                    namespace = _S32.unpack(payload)[0]
+            found.extend(messages(data, namespace))
 
     def _send_one(self, request: bytes, flags: int) -> int:
         self._sequence += 1

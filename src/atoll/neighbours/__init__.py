@@ -15,14 +15,11 @@ Whatever looks at the host here looks at the network namespace of the calling th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
 
-#: Runs a program in the host's network namespace: argv -> (exit code, stdout, stderr). A program that is missing is exit code
-#: 127.
+from atoll.model import BRIDGE_PREFIX
+
+#: Runs a program in the host's network namespace: argv -> (exit code, stdout, stderr); 127 where there is no such program.
 Runner = Callable[[Sequence[str]], tuple[int, str, str]]
-
-#: What the names of bridges begin with unless the user chose another.
-BRIDGE_PREFIX: Final = "atb"
 
 
 def interfaces(bridges: Collection[str]) -> list[str]:

@@ -95,7 +95,7 @@ def changes(listing: str, bridges: Collection[str]) -> list[list[str]]:
     # Reading a tool's text is the one exception to the rule of deciding from netlink only: legacy tables have no netlink, and a
     # rule of iptables is a blob of its extensions there. `-S` prints what iptables itself takes, which hasn't changed in its
     # lifetime.
-    rules = [line.replace('"', "").split()[2:] for line in listing.splitlines() if line.startswith(f"-A {CHAIN} ")]
+    rules = [words(line)[2:] for line in listing.splitlines() if line.startswith(f"-A {CHAIN} ")]
     wanted = _wanted(bridges)
     end = rules.index(_RETURN) if _RETURN in rules else len(rules)
     last_foreign = max((at for at in range(end) if not _is_ours(rules[at])), default=-1)
@@ -111,6 +111,14 @@ def changes(listing: str, bridges: Collection[str]) -> list[list[str]]:
         return calls + [["-A", CHAIN, *rule] for rule in missing]
     position = end + 1 - sum(at < end for at in stale)
     return calls + [["-I", CHAIN, str(position + offset), *rule] for offset, rule in enumerate(missing)]
+
+
+def words(line: str) -> list[str]:
+    """A line of `iptables -S`. It quotes as a shell does, but for the names of interfaces, which may hold a quote."""
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return line.split()
 
 
 def _wanted(bridges: Collection[str]) -> list[list[str]]:
@@ -133,28 +141,28 @@ def sync(bridges: Collection[str], run: Runner) -> list[str]:
     done: list[str] = []
     failed: list[Failed] = []
     for program in programs():
-        code, listing, words = run([program, "-w", _LOCK_WAIT, "-S", CHAIN])
+        code, listing, stderr = run([program, "-w", _LOCK_WAIT, "-S", CHAIN])
         if code == _MISSING:
             # Some distributions have one back end only and call it plainly by its family, as dockerd does.
             program = program.partition("-")[0]
-            code, listing, words = run([program, "-w", _LOCK_WAIT, "-S", CHAIN])
+            code, listing, stderr = run([program, "-w", _LOCK_WAIT, "-S", CHAIN])
         if code in (_LOCKED, _MISSING):
-            failed.append(_failure([program, "-w", _LOCK_WAIT, "-S", CHAIN], code, words))
+            failed.append(_failure([program, "-w", _LOCK_WAIT, "-S", CHAIN], code, stderr))
         if code != 0:
             continue  # a legacy table without that chain
         for arguments in changes(listing, bridges):
             command = [program, "-w", _LOCK_WAIT, *arguments]
-            code, _, words = run(command)
+            code, _, stderr = run(command)
             if code == 0:
                 done.append(shlex.join(command))
             else:
-                failed.append(_failure(command, code, words))
+                failed.append(_failure(command, code, stderr))
     for failure in failed:
         raise failure
     return done
 
 
-def _failure(command: list[str], code: int, words: str) -> Failed:
-    reason = "not installed" if code == _MISSING else words.strip().replace("\n", " ") or f"exit code {code}"
+def _failure(command: list[str], code: int, stderr: str) -> Failed:
+    reason = "not installed" if code == _MISSING else stderr.strip().replace("\n", " ") or f"exit code {code}"
     hint = f"Docker drops what Atoll forwards until this works: {shlex.join(command)}"
     return Failed(f"{command[0]} on Docker's chain {CHAIN}: {reason}", hint)

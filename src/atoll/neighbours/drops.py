@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from atoll.kernel import netlink
 from atoll.kernel.netlink import attribute_list, attributes, string
-from atoll.neighbours import BRIDGE_PREFIX, docker, interfaces
+from atoll.model import BRIDGE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
+from atoll.neighbours import docker, interfaces
 
 if TYPE_CHECKING:
     from atoll.neighbours import Runner
@@ -38,8 +39,10 @@ _HOOK_FORWARD: Final = 2
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _VERDICT_DROP, _VERDICT_ACCEPT, _VERDICT_JUMP, _VERDICT_GOTO = 0, 1, -3, -4
-#: Keys of the expression `meta`: iifname, ibrname are incoming, oifname, obrname outgoing.
-_INTERFACE_KEYS: Final[dict[int, Literal["in", "out"]]] = {6: "in", 7: "out", 17: "in", 18: "out"}
+#: Keys of the expression `meta`: iifname, oifname.
+_INTERFACE_KEYS: Final[dict[int, Literal["in", "out"]]] = {6: "in", 7: "out"}
+#: In the bridge family a packet goes from port to port, so these are the interfaces there, and the incoming one is enough.
+_PORTS: Final = [f"{VETH_PREFIX}+", f"{TRUNK_PREFIX}+"]
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,11 @@ def foreign_drops(bridges: Collection[str], run: Runner) -> list[Drop]:
     return [drop for table in [*_modern_tables(), *_legacy_tables(run)] for drop in _judge(table, wanted)]
 
 
-def _judge(table: _Table, wanted: list[str]) -> Iterator[Drop]:
+def _judge(table: _Table, bridges: list[str]) -> Iterator[Drop]:
     who = _who(table)
-    answered = all(_accepts(table, "in", name) and _accepts(table, "out", name) for name in wanted)
+    wanted = _PORTS if table.family == "bridge" else bridges
+    directions = _directions(table)
+    answered = all(_accepts(table, direction, name) for name in wanted for direction in directions)
     for chain, drops_by_policy in table.forward.items():
         rules = [rule for rule in table.rules if rule.chain == chain]
         drops_by_rule = bool(rules) and rules[-1].always and rules[-1].verdict == "drop"
@@ -119,11 +124,14 @@ def _who(table: _Table) -> Who:
     return "unknown"
 
 
+def _directions(table: _Table) -> tuple[Literal["in", "out"], ...]:
+    return ("in",) if table.family == "bridge" else ("in", "out")
+
+
 def _accepts(table: _Table, direction: Literal["in", "out"], wanted: str) -> bool:
-    # In the bridge family a packet comes in and goes out by ports of one bridge, so to name it once is enough.
     return any(
         rule.verdict == "accept"
-        and (rule.direction == direction or (table.family == "bridge" and rule.direction != ""))
+        and rule.direction == direction
         and (wanted.startswith(rule.interface[:-1]) if rule.interface.endswith("+") else wanted == rule.interface)
         for rule in table.rules
     )
@@ -139,12 +147,11 @@ def _command(table: _Table, chain: str, who: Who, wanted: list[str]) -> str:
         program = f"{table.family}tables-{table.back_end}"
         target = docker.CHAIN if who == "docker" else chain
         return _each(wanted, f"{program} -I {target} -i {{}} -j ACCEPT", f"{program} -I {target} -o {{}} -j ACCEPT")
-    matches = ["meta ibrname"] if table.family == "bridge" else ["iifname", "oifname"]
     return "nft " + shlex.quote(
         "; ".join(
-            f'insert rule {table.family} {table.name} {chain} {match} "{name[:-1] + "*" if name.endswith("+") else name}" accept'
+            f'insert rule {table.family} {table.name} {chain} {direction[0]}ifname "{name.replace("+", "*")}" accept'
             for name in wanted
-            for match in matches
+            for direction in _directions(table)
         )
     )
 
@@ -245,7 +252,7 @@ def _parse(family: Family, listing: str) -> _Table:
     """`iptables-legacy -S`: there is no other way to read these tables short of their binary form (see docker.py)."""
     table = _Table("legacy", family, "filter")
     for line in listing.splitlines():
-        words = line.split()
+        words = docker.words(line)
         table.chains.add(words[1])
         if words[0] == "-P" and words[1] == "FORWARD":
             table.forward["FORWARD"] = words[2] == "DROP"
@@ -255,11 +262,17 @@ def _parse(family: Family, listing: str) -> _Table:
 
 
 def _parse_rule(chain: str, words: list[str]) -> _Rule:
-    target = words[words.index("-j") + 1] if "-j" in words[:-1] else ""
-    verdict: Literal["accept", "drop", "other"] = "accept" if target == "ACCEPT" else "drop" if target in ("DROP", "REJECT") else "other"
-    conditions = words[: words.index("-j")] if target else words
+    at = next((index for index, word in enumerate(words) if word in ("-j", "-g")), len(words))
+    target = words[at + 1] if at < len(words) else ""
+    verdict: Literal["accept", "drop", "other"] = "other"
+    if target == "ACCEPT" or _OURS in target:
+        verdict = "accept"
+    elif target in ("DROP", "REJECT"):
+        verdict = "drop"
+    conditions = words[:at]
     if "--comment" in conditions:
-        conditions = conditions[: conditions.index("--comment") - 2]
+        comment = conditions.index("--comment")
+        del conditions[comment - 2 : comment + 2]
     if len(conditions) == 2 and conditions[0] in ("-i", "-o"):
         return _Rule(chain, verdict, "in" if conditions[0] == "-i" else "out", conditions[1])
     return _Rule(chain, verdict, always=not conditions)

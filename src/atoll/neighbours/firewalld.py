@@ -89,10 +89,15 @@ class Firewalld:
 
     async def set_bridges(self, names: Collection[str]) -> None:
         """Make these the bridges in the zone; with none, the zone goes. Without firewalld they wait until it comes."""
-        self._wanted = interfaces(names)
+        wanted = interfaces(names)
+        if wanted == self._wanted:
+            return
+        self._wanted = wanted
         if self._bus is not None:
             self._ask_for_work()
-            await self._wait()
+            # One that fails already, perhaps because it hangs, is not waited for each time.
+            if not self.problems:
+                await self._wait()
 
     async def stop(self) -> None:
         """Leave the bus. The bridges stay in the zone: traffic goes on while the daemon is restarted."""

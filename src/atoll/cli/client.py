@@ -1,0 +1,159 @@
+"""The client of the daemon: HTTP/1.0 on its unix socket. Starts the daemon when none answers.
+
+Written by hand on a bare socket, because importing an HTTP library takes longer than everything else that a short command does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from atoll import paths
+from atoll.errors import BY_NAME, AtollError, Denied, Failed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: A change waits its turn behind others; a daemon that says nothing for this long (seconds) is stuck.
+_PATIENCE: Final = 120
+_START: Final = 30
+
+
+def quote(name: str) -> str:
+    """A name as one part of a path; what can't be a name is refused by the daemon with its own words."""
+    return "".join(c if c.isalnum() or c in "_.-" else "".join(f"%{byte:02X}" for byte in c.encode()) for c in name) or "%00"
+
+
+def get(path: str) -> Any:
+    return request("GET", path)
+
+
+def post(path: str, body: dict[str, Any] | None = None, *, dry_run: bool = False) -> Any:
+    return request("POST", path + ("?dry_run=1" if dry_run else ""), body)
+
+
+def delete(path: str, *, dry_run: bool = False) -> Any:
+    return request("DELETE", path + ("?dry_run=1" if dry_run else ""))
+
+
+def request(method: str, path: str, body: dict[str, Any] | None = None, *, start: bool = True) -> Any:
+    """The answer's JSON. Raises the error that the daemon answers with, as its own class."""
+    with _connect(start) as sock:
+        _send(sock, method, path, body)
+        data = bytearray()
+        try:
+            while part := sock.recv(1 << 20):
+                data += part
+        except TimeoutError:
+            raise Failed(f"the daemon at {paths.socket_path()} does not answer", "its log is beside its socket") from None
+    return _parse(bytes(data))
+
+
+def stream(path: str) -> Iterator[dict[str, Any]]:
+    """The events of a followed stream, as they come."""
+    with _connect(start=True) as sock:
+        _send(sock, "GET", path, None)
+        sock.settimeout(None)
+        with sock.makefile("rb") as lines:
+            status = lines.readline()
+            if b" 200 " not in status:
+                _parse(status + lines.read())
+            for line in lines:
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+
+
+def running() -> bool:
+    try:
+        _open().close()
+    except OSError:
+        return False
+    return True
+
+
+def _open() -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(_PATIENCE)
+        sock.connect(str(paths.socket_path()))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect(start: bool) -> socket.socket:
+    try:
+        return _open()
+    except PermissionError:
+        path = paths.socket_path()
+        raise Denied(
+            f"may not use the daemon at {path}", "be root or in the group atoll, or unset ATOLL_RUN for a host of your own"
+        ) from None
+    except OSError:
+        if not start:
+            raise Failed("no daemon is running", "atoll daemon run, or any command that needs one") from None
+    start_daemon()
+    return _open()
+
+
+def start_daemon() -> None:
+    """Start a daemon of our own and wait until it answers. Raises `Failed` with its own words."""
+    run = paths.run_folder()
+    try:
+        run.mkdir(parents=True, exist_ok=True, mode=0o755)
+        log = open(run / "daemon.log", "ab")  # noqa: SIM115 - the daemon keeps it
+    except OSError as error:
+        raise Denied(f"may not write to {run} ({error.strerror})", "run as root, or set ATOLL_RUN to a folder of your own") from None
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "atoll.daemon", "--ready-fd", str(writer)]
+    with log:
+        # Without `-P` a file called atoll.py in the current folder would be run instead.
+        command.insert(1, "-P")
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True, cwd="/"
+        )
+    os.close(writer)
+    words = _read_all(reader)
+    if words:
+        # Another client may have started one in the same moment; then that one serves us, too.
+        deadline = time.monotonic() + _START
+        while "another atoll" in words and time.monotonic() < deadline:
+            if running():
+                return
+            time.sleep(0.02)
+        raise Failed(f"the daemon did not start: {words}")
+    if not running():
+        raise Failed(f"the daemon did not start (exit code {process.poll()})", f"see {run / 'daemon.log'}")
+
+
+def _read_all(fd: int) -> str:
+    data = b""
+    with os.fdopen(fd, "rb") as reader:
+        data = reader.read()
+    return data.decode("utf-8", "replace")
+
+
+def _send(sock: socket.socket, method: str, path: str, body: dict[str, Any] | None) -> None:
+    payload = json.dumps(body).encode() if body is not None else b""
+    head = f"{method} {path} HTTP/1.0\r\nHost: atoll\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+    sock.sendall(head.encode() + payload)
+
+
+def _parse(data: bytes) -> Any:
+    head, separator, body = data.partition(b"\r\n\r\n")
+    try:
+        status = int(head.split(None, 2)[1])
+        found = json.loads(body) if separator else None
+    except (ValueError, IndexError):
+        raise Failed("the daemon ended in the middle of its answer", "try again; atoll doctor shows whether anything is amiss") from None
+    if status < 400:
+        return found
+    error = found.get("error", {}) if isinstance(found, dict) else {}
+    kind = BY_NAME.get(str(error.get("kind")), AtollError)
+    raise kind(str(error.get("what") or f"the daemon answered {status}"), str(error.get("hint", "")))

@@ -1,0 +1,96 @@
+"""`atoll connect`, `disconnect`, `publish`, `unpublish`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from atoll.cli import client, output
+
+_SPEC = "[HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]"
+
+
+@click.command()
+@click.argument("network", shell_complete=output.complete_networks)
+@click.argument("namespace", metavar="NS", shell_complete=output.complete_namespaces)
+@click.option("--ip", "addresses", multiple=True, metavar="IP", help="A static address; may be repeated. Chosen when none is given.")
+@click.option("--mac", default="", metavar="MAC", help="The MAC address; random when none is given.")
+@click.option("--ifname", "interface", default="", metavar="NAME", help="The interface's name; eth0, eth1, ... when none is given.")
+@click.option("--alias", "aliases", multiple=True, metavar="NAME", help="One more name for the endpoint on this network.")
+@click.option(
+    "--gw-priority",
+    "gateway_priority",
+    type=int,
+    default=0,
+    metavar="N",
+    help="The highest of a namespace's networks has its default route.",
+)
+@click.option("-p", "--publish", "publish", multiple=True, metavar="SPEC", help=f"Publish a port: {_SPEC}")
+@click.option("--ingress-rate", default="", metavar="RATE", help="What the endpoint may receive, such as 10mbit.")
+@click.option("--egress-rate", default="", metavar="RATE", help="What it may send.")
+@output.dry_run_option
+def connect(network: str, dry_run: bool, **body: Any) -> None:
+    """Connect a namespace to a network, while its processes run. Prints the endpoint's id.
+
+    \b
+      atoll connect web r1
+      atoll connect web r1 --ip 192.168.34.163 -p 8080:80 -p 127.0.0.1:5353:53/udp
+    """
+    answer = client.post(f"/v1/networks/{client.quote(network)}/endpoints", body, dry_run=dry_run)
+    if dry_run:
+        output.show_commands(answer)
+    else:
+        click.echo(answer["id"])
+
+
+@click.command()
+@click.argument("network", shell_complete=output.complete_networks)
+@click.argument("namespace", metavar="NS", shell_complete=output.complete_namespaces)
+@output.dry_run_option
+def disconnect(network: str, namespace: str, dry_run: bool) -> None:
+    """Disconnect a namespace from a network. Prints the id of the endpoint that was."""
+    answer = client.delete(f"/v1/networks/{client.quote(network)}/endpoints/{client.quote(namespace)}", dry_run=dry_run)
+    if dry_run:
+        output.show_commands(answer)
+    else:
+        click.echo(answer["id"])
+
+
+def _ports(verb: str, namespace: str, specs: tuple[str, ...], network: str, dry_run: bool) -> None:
+    body = {"ports": list(specs), "network": network}
+    answer = client.post(f"/v1/namespaces/{client.quote(namespace)}/{verb}", body, dry_run=dry_run)
+    if dry_run:
+        output.show_commands(answer)
+    else:
+        for port in answer["ports"]:
+            click.echo(port)
+
+
+@click.command()
+@click.argument("namespace", metavar="NS", shell_complete=output.complete_namespaces)
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.option(
+    "--network", default="", shell_complete=output.complete_networks, help="On which network; default: the one with the default route."
+)
+@output.dry_run_option
+def publish(namespace: str, specs: tuple[str, ...], network: str, dry_run: bool) -> None:
+    """Publish ports of a namespace on the host, while its processes run. Prints all that its endpoint publishes.
+
+    SPEC is [HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp], an IPv6 host address in brackets.
+
+    \b
+      atoll publish r1 8080:80
+      atoll publish r1 127.0.0.1:5353:53/udp 9000-9010:9000-9010
+    """
+    _ports("publish", namespace, specs, network, dry_run)
+
+
+@click.command()
+@click.argument("namespace", metavar="NS", shell_complete=output.complete_namespaces)
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.option("--network", default="", shell_complete=output.complete_networks, help="On which network; default: wherever it is published.")
+@output.dry_run_option
+def unpublish(namespace: str, specs: tuple[str, ...], network: str, dry_run: bool) -> None:
+    """Take published ports back; connections through them end. Prints what the endpoint still publishes."""
+    _ports("unpublish", namespace, specs, network, dry_run)

@@ -1,0 +1,118 @@
+"""`atoll network`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from atoll.cli import client, output
+
+
+@click.group()
+def network() -> None:
+    """Manage networks."""
+
+
+@network.command()
+@click.argument("name")
+@click.option("-d", "--driver", default="bridge", show_default=True, help="bridge, macvlan or ipvlan.")
+@click.option("--subnet", "subnets", multiple=True, metavar="CIDR", help="A subnet; may be repeated. Chosen when none is given.")
+@click.option("--gateway", "gateways", multiple=True, metavar="IP", help="The gateway of the subnet that it lies in.")
+@click.option("--ip-range", "ip_ranges", multiple=True, metavar="CIDR", help="Hand out addresses from this part of a subnet only.")
+@click.option("--aux-address", "aux", multiple=True, metavar="NAME=IP", help="An address that is never handed out.")
+@click.option("--ipv4/--no-ipv4", default=True, help="Whether the network has IPv4.")
+@click.option("--ipv6/--no-ipv6", default=False, help="Whether it has IPv6; a subnet is chosen when none is given.")
+@click.option("--internal", is_flag=True, help="Nothing in or out beyond the network; the host reaches it by the gateway address.")
+@click.option("--icc/--no-icc", default=True, help="Whether endpoints of the network may talk to each other.")
+@click.option("--mtu", type=int, default=0, metavar="BYTES", help="Default: that of the host's way out.")
+@click.option(
+    "--masquerade/--no-masquerade",
+    default=True,
+    help="Whether what leaves gets the host's address. Without, the network is routed: addresses are kept, and the outside may reach them.",
+)
+@click.option("--guard/--no-guard", default=True, help="Whether an endpoint may send only from its own addresses, and only IP and ARP.")
+@click.option("--ingress-rate", default="", metavar="RATE", help="What each endpoint may receive, such as 10mbit.")
+@click.option("--egress-rate", default="", metavar="RATE", help="What each endpoint may send.")
+@click.option(
+    "-o", "--opt", "options", multiple=True, metavar="K=V", help="bridge=NAME, snat=IP, parent=INTERFACE, mode=...; Docker's names work."
+)
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="A label.")
+@output.dry_run_option
+def create(dry_run: bool, aux: tuple[str, ...], options: tuple[str, ...], labels: tuple[str, ...], **given: Any) -> None:
+    """Create a network.
+
+    \b
+      atoll network create web
+      atoll network create db --subnet 192.168.34.0/24 --gateway 192.168.34.162 --internal
+      atoll network create six --ipv6 --subnet 10.5.0.0/24
+      atoll network create lan -d macvlan --subnet 192.168.1.0/24 -o parent=eth0
+    """
+    body = given | {
+        "aux_addresses": output.parse_pairs(aux, "--aux-address"),
+        "options": output.parse_pairs(options, "--opt"),
+        "labels": output.parse_pairs(labels, "--label"),
+    }
+    answer = client.post("/v1/networks", body, dry_run=dry_run)
+    if dry_run:
+        output.show_commands(answer)
+        return
+    for note in answer["notes"]:
+        click.echo(note, err=True)
+    click.echo(answer["name"])
+
+
+@network.command("ls")
+@click.option("-q", "--quiet", is_flag=True, help="Only names.")
+@output.format_option
+def list_networks(form: str, quiet: bool) -> None:
+    """List networks."""
+    found = client.get("/v1/networks")
+    if quiet:
+        for item in found:
+            click.echo(item["name"])
+    elif form == "json":
+        output.show_json(found)
+    else:
+        output.table(("NAME", "DRIVER", "SUBNETS", "GATEWAY", "FLAGS", "ENDPOINTS"), [_row(item) for item in found])
+
+
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
+    subnets = item["subnets"]
+    flags = [word for word, on in (("internal", item.get("internal")), ("no-icc", not item.get("icc", True))) if on]
+    if item["driver"] == "bridge" and item["nat"] != "masquerade":
+        flags.append(item["nat"])
+    return (
+        item["name"],
+        item["driver"],
+        ", ".join(subnet["subnet"] for subnet in subnets) or "-",
+        ", ".join(subnet["gateway"] for subnet in subnets if subnet.get("gateway")) or "-",
+        ", ".join(flags) or "-",
+        str(len(item["endpoints"])),
+    )
+
+
+@network.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=output.complete_networks)
+def inspect(names: tuple[str, ...]) -> None:
+    """Show everything about networks, as JSON."""
+    output.show_json([client.get(f"/v1/networks/{client.quote(name)}") for name in names])
+
+
+@network.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=output.complete_networks)
+@output.dry_run_option
+def rm(names: tuple[str, ...], dry_run: bool) -> None:
+    """Remove networks. One with endpoints is refused."""
+    if dry_run:
+        for name in names:
+            output.show_commands(client.delete(f"/v1/networks/{client.quote(name)}", dry_run=True))
+        return
+    output.each(names, lambda name: str(client.delete(f"/v1/networks/{client.quote(name)}")["name"]))
+
+
+@network.command()
+def prune() -> None:
+    """Remove all networks without endpoints."""
+    for name in client.post("/v1/networks/prune")["removed"]:
+        click.echo(name)

@@ -1,0 +1,156 @@
+"""`atoll ns`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from atoll.cli import client, output
+from atoll.errors import Denied, Failed, Invalid, NotFound
+
+
+@click.group()
+def ns() -> None:
+    """Manage namespaces."""
+
+
+@ns.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="A label.")
+@output.dry_run_option
+def create(names: tuple[str, ...], labels: tuple[str, ...], dry_run: bool) -> None:
+    """Create namespaces. `ip netns list` shows them, too."""
+    body = {"labels": output.parse_pairs(labels, "--label")}
+    if dry_run:
+        for name in names:
+            output.show_commands(client.post("/v1/namespaces", body | {"name": name}, dry_run=True))
+        return
+    output.each(names, lambda name: str(client.post("/v1/namespaces", body | {"name": name})["name"]))
+
+
+@ns.command("ls")
+@click.option("-q", "--quiet", is_flag=True, help="Only names.")
+@output.format_option
+def list_namespaces(form: str, quiet: bool) -> None:
+    """List namespaces."""
+    found = client.get("/v1/namespaces")
+    if quiet:
+        for item in found:
+            click.echo(item["name"])
+    elif form == "json":
+        output.show_json(found)
+    else:
+        output.table(("NAME", "SOURCE", "NETWORKS", "ADDRESSES", "PORTS", "AGE"), [_row(item) for item in found])
+
+
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
+    ends = item["endpoints"]
+    return (
+        item["name"],
+        item["source"] or "created",
+        ", ".join(end["network"] for end in ends) or "-",
+        ", ".join(address.partition("/")[0] for end in ends for address in end["addresses"]) or "-",
+        ", ".join(port for end in ends for port in end["ports"]) or "-",
+        output.age(item["created"]),
+    )
+
+
+@ns.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=output.complete_namespaces)
+def inspect(names: tuple[str, ...]) -> None:
+    """Show everything about namespaces, as JSON."""
+    output.show_json([client.get(f"/v1/namespaces/{client.quote(name)}") for name in names])
+
+
+@ns.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=output.complete_namespaces)
+@output.dry_run_option
+def rm(names: tuple[str, ...], dry_run: bool) -> None:
+    """Disconnect namespaces from everything and let them go. One that was created ends with its last process."""
+    if dry_run:
+        for name in names:
+            output.show_commands(client.delete(f"/v1/namespaces/{client.quote(name)}", dry_run=True))
+        return
+    output.each(names, lambda name: str(client.delete(f"/v1/namespaces/{client.quote(name)}")["name"]))
+
+
+@ns.command()
+@click.argument("name")
+@click.option("--pid", type=int, default=0, metavar="PID", help="The namespace of a process, for as long as that process lives.")
+@click.option("--path", default="", metavar="PATH", help="A file such as /run/netns/NAME or /proc/PID/ns/net.")
+@click.option("--docker", default="", metavar="CONTAINER", help="The namespace of a Docker container.")
+@click.option("--podman", default="", metavar="CONTAINER", help="The namespace of a Podman container.")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="A label.")
+@output.dry_run_option
+def adopt(name: str, dry_run: bool, labels: tuple[str, ...], **source: Any) -> None:
+    """Take a namespace that someone else made under Atoll's care.
+
+    \b
+      atoll ns adopt web --docker my-nginx
+      atoll ns adopt mine --pid 4711
+      atoll ns adopt lab1 --path /run/netns/lab1
+    """
+    if not any(source.values()):
+        raise click.UsageError("say where the namespace is: --pid, --path, --docker or --podman")
+    answer = client.post("/v1/namespaces", source | {"name": name, "labels": output.parse_pairs(labels, "--label")}, dry_run=dry_run)
+    if dry_run:
+        output.show_commands(answer)
+    else:
+        click.echo(answer["name"])
+
+
+@ns.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("name", shell_complete=output.complete_namespaces)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def execute(name: str, command: tuple[str, ...]) -> None:
+    """Run a command in a namespace. Its files in /etc/netns/NAME stand in for those in /etc, as with `ip netns exec`.
+
+    \b
+      atoll ns exec r1 -- ip address
+      atoll ns exec r1 -- bash
+    """
+    found = client.get(f"/v1/namespaces/{client.quote(name)}")
+    status = client.get("/v1/status")
+    _enter(found["path"], found["name"], status["pid"] if status["rootless"] and os.geteuid() != 0 else 0)
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - the user's own command, without a shell
+    except FileNotFoundError:
+        raise NotFound(f"no command {command[0][:80]!r}", "give its path, or install it") from None
+    except OSError as error:
+        raise Invalid(f"{command[0][:80]!r} can't be run: {error.strerror}") from None
+
+
+def _enter(path: str, name: str, daemon: int) -> None:
+    """Move this process into a namespace, with a /sys that shows it. `daemon`: the pid of an ordinary user's daemon, whose host it is."""
+    from atoll.kernel import netns
+
+    try:
+        if daemon:
+            held = [
+                (os.open(f"/proc/{daemon}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC), flag)
+                for kind, flag in (("user", netns.CLONE_NEWUSER), ("net", netns.CLONE_NEWNET), ("mnt", netns.CLONE_NEWNS))
+            ]
+            folder = os.getcwd()
+            for fd, flag in held:
+                netns.setns(fd, flag)
+            with contextlib.suppress(OSError):
+                os.chdir(folder)
+        fd = netns.open_path(path)
+        netns.setns(fd)
+        os.close(fd)
+        netns.unshare(netns.CLONE_NEWNS)
+        netns.mount("", "/", flags=netns.MS_REC | netns.MS_SLAVE)
+        with contextlib.suppress(OSError):
+            netns.mount("sysfs", "/sys", "sysfs")
+        replaced = Path("/etc/netns") / name
+        for file in replaced.iterdir() if replaced.is_dir() else ():
+            if (Path("/etc") / file.name).exists():
+                netns.mount(str(file), f"/etc/{file.name}", "none", netns.MS_BIND)
+    except PermissionError:
+        raise Denied(f"may not enter namespace {name}", "run as root") from None
+    except OSError as error:
+        raise Failed(f"entering namespace {name}: {error.strerror}", errno=error.errno or 0) from None

@@ -1,0 +1,88 @@
+"""How answers are shown: tables for people, JSON for programs. Options that many commands share are here too."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from atoll.cli import client
+from atoll.errors import AtollError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+format_option = click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="A table for people, or JSON.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the commands that this stands for, and change nothing.")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as they need to be, two spaces apart."""
+    lines = [tuple(headings), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def show_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def show_commands(answer: dict[str, Any]) -> None:
+    for command in answer["commands"]:
+        click.echo(command)
+
+
+def age(created: float) -> str:
+    """How long ago, in the largest unit that fits."""
+    seconds = max(0, int(time.time() - created))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def each(names: Sequence[str], do: Callable[[str], str]) -> None:
+    """Do one thing after the other and print each as it is done. What fails is said and the rest still done, as Docker does."""
+    failed: AtollError | None = None
+    for name in names:
+        try:
+            click.echo(do(name))
+        except AtollError as error:
+            if failed is not None:
+                click.echo(f"error: {failed}", err=True)
+            failed = error
+    if failed is not None:
+        raise failed
+
+
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
+    """`K=V` words as a dictionary; a word without `=` is a key with an empty value, as in Docker's --label."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if not key:
+            raise click.BadParameter(f"{pair!r} has no name before the '='", param_hint=option)
+        found[key] = value
+    return found
+
+
+def complete_networks(_: click.Context, __: click.Parameter, beginning: str) -> list[str]:
+    return _complete("/v1/networks", beginning)
+
+
+def complete_namespaces(_: click.Context, __: click.Parameter, beginning: str) -> list[str]:
+    return _complete("/v1/namespaces", beginning)
+
+
+def _complete(path: str, beginning: str) -> list[str]:
+    """Names for the shell; a daemon is not started for that."""
+    try:
+        found = client.request("GET", path, start=False)
+    except AtollError:
+        return []
+    return [item["name"] for item in found if item["name"].startswith(beginning)]

@@ -1,0 +1,243 @@
+"""The API's calls: from JSON to a verb of the engine and back. Nothing here decides anything.
+
+Each call is a function of the engine and a checked request; `ROUTES` says under which method and path it is found. With `dry_run` a
+change answers with the commands that it stands for and changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from atoll.engine.network_request import NetworkRequest
+from atoll.errors import Invalid
+from atoll.model import PREDEFINED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from atoll.engine import Engine
+    from atoll.model import Endpoint, Namespace, Network
+    from atoll.plan.operations import Plan
+
+
+class NoBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """A request that is all in its path."""
+
+
+class NamespaceBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """`create` without a source, else `adopt` from one."""
+
+    name: str
+    pid: int = 0
+    path: str = ""
+    docker: str = ""
+    podman: str = ""
+    labels: dict[str, str] = {}
+
+
+class ConnectBody(Struct, frozen=True, forbid_unknown_fields=True):
+    namespace: str
+    addresses: tuple[str, ...] = ()
+    mac: str = ""
+    interface: str = ""
+    aliases: tuple[str, ...] = ()
+    gateway_priority: int = 0
+    publish: tuple[str, ...] = ()
+    ingress_rate: str = ""
+    egress_rate: str = ""
+
+
+class PortsBody(Struct, frozen=True, forbid_unknown_fields=True):
+    ports: tuple[str, ...]
+    network: str = ""
+
+
+class Call(NamedTuple):
+    """What answers a request; `plan` what answers it with `dry_run`, for calls that change something."""
+
+    body: type[Struct]
+    do: Callable[[Engine, dict[str, str], Any], Any]
+    plan: Callable[[Engine, dict[str, str], Any], Plan] | None = None
+
+
+# --- what is shown -------------------------------------------------------------------------------------------------------------------
+
+
+def network_view(engine: Engine, network: Network) -> dict[str, Any]:
+    """A network as the API shows it: its record, with its endpoints."""
+    shown: dict[str, Any] = msgspec.to_builtins(network)
+    shown.setdefault("subnets", [])
+    if network.driver == "bridge":
+        shown.update(internal=network.internal, icc=network.icc, guard=network.guard, nat=network.nat, mtu=network.mtu)
+    if network.id not in PREDEFINED:
+        shown["mtu"] = network.mtu
+    shown["endpoints"] = [endpoint_view(engine, endpoint) for endpoint in engine.state.endpoints_on(network)]
+    return shown
+
+
+def endpoint_view(engine: Engine, endpoint: Endpoint) -> dict[str, Any]:
+    network = engine.state.network(endpoint.network)
+    return {
+        "id": endpoint.id,
+        "network": network.name,
+        "namespace": endpoint.namespace,
+        "interface": endpoint.interface,
+        "host_interface": endpoint.host_interface if network.driver == "bridge" else "",
+        "mac": endpoint.mac,
+        "addresses": list(endpoint.addresses),
+        "aliases": list(endpoint.aliases),
+        "gateway_priority": endpoint.gateway_priority,
+        "ports": [str(port) for port in endpoint.ports],
+        "ingress_rate": endpoint.ingress_rate,
+        "egress_rate": endpoint.egress_rate,
+        "created": endpoint.created,
+        "state": endpoint.state,
+    }
+
+
+def namespace_view(engine: Engine, namespace: Namespace) -> dict[str, Any]:
+    return {
+        "name": namespace.name,
+        "kind": namespace.kind,
+        "source": namespace.source,
+        "path": str(engine.host.netns_dir / namespace.name),
+        "inode": namespace.inode,
+        "pid": namespace.pid,
+        "labels": namespace.labels,
+        "created": namespace.created,
+        "state": namespace.state,
+        "endpoints": [endpoint_view(engine, endpoint) for endpoint in engine.state.endpoints_of(namespace.name)],
+    }
+
+
+# --- the calls -----------------------------------------------------------------------------------------------------------------------
+
+
+def _networks(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return [network_view(engine, network) for network in engine.networks()]
+
+
+def _network(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    return network_view(engine, engine.state.network(where["network"]))
+
+
+def _create_network(engine: Engine, _: dict[str, str], body: NetworkRequest) -> Any:
+    chosen = engine.create_network_explained(body)
+    return network_view(engine, chosen.network) | {"notes": list(chosen.notes)}
+
+
+def _plan_create_network(engine: Engine, _: dict[str, str], body: NetworkRequest) -> Plan:
+    return engine.plan_create_network(**msgspec.structs.asdict(body))
+
+
+def _remove_network(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    return {"name": engine.remove_network(where["network"]).name}
+
+
+def _prune(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return {"removed": [network.name for network in engine.prune_networks()]}
+
+
+def _namespaces(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return [namespace_view(engine, namespace) for namespace in engine.namespaces()]
+
+
+def _namespace(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    return namespace_view(engine, engine.state.namespace(where["namespace"]))
+
+
+def _create_namespace(engine: Engine, _: dict[str, str], body: NamespaceBody) -> Any:
+    if body.pid or body.path or body.docker or body.podman:
+        made = engine.adopt_namespace(body.name, pid=body.pid, path=body.path, docker=body.docker, podman=body.podman, labels=body.labels)
+    else:
+        made = engine.create_namespace(body.name, body.labels)
+    return namespace_view(engine, made)
+
+
+def _plan_create_namespace(engine: Engine, _: dict[str, str], body: NamespaceBody) -> Plan:
+    if body.pid or body.path or body.docker or body.podman:
+        return engine.plan_adopt_namespace(body.name, pid=body.pid, path=body.path, docker=body.docker, podman=body.podman)
+    return engine.plan_create_namespace(body.name)
+
+
+def _remove_namespace(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    return {"name": engine.remove_namespace(where["namespace"]).name}
+
+
+def _connect(engine: Engine, where: dict[str, str], body: ConnectBody) -> Any:
+    return endpoint_view(engine, engine.connect(where["network"], **msgspec.structs.asdict(body)))
+
+
+def _disconnect(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    return {"id": engine.disconnect(where["network"], where["namespace"]).id}
+
+
+def _publish(engine: Engine, where: dict[str, str], body: PortsBody) -> Any:
+    return endpoint_view(engine, engine.publish(where["namespace"], body.ports, network=body.network))
+
+
+def _unpublish(engine: Engine, where: dict[str, str], body: PortsBody) -> Any:
+    return endpoint_view(engine, engine.unpublish(where["namespace"], body.ports, network=body.network))
+
+
+def _differences(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return {"differences": _shown(engine.differences()), "errors": []}
+
+
+def _repair(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    found, errors = engine.repair()
+    return {"differences": _shown(found), "errors": [str(error) for error in errors]}
+
+
+def _shown(differences: Sequence[Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "subject": difference.subject,
+            "what": difference.what,
+            "repair": [command for operation in difference.repair for command in operation.commands()]
+            or ["the ruleset is loaded anew, in one transaction"],
+        }
+        for difference in differences
+    ]
+
+
+ROUTES: Final[dict[tuple[str, str], Call]] = {
+    ("GET", "/v1/networks"): Call(NoBody, _networks),
+    ("POST", "/v1/networks"): Call(NetworkRequest, _create_network, _plan_create_network),
+    ("POST", "/v1/networks/prune"): Call(NoBody, _prune),
+    ("GET", "/v1/networks/{network}"): Call(NoBody, _network),
+    ("DELETE", "/v1/networks/{network}"): Call(
+        NoBody, _remove_network, lambda engine, where, _: engine.plan_remove_network(where["network"])
+    ),
+    ("POST", "/v1/networks/{network}/endpoints"): Call(
+        ConnectBody, _connect, lambda engine, where, body: engine.plan_connect(where["network"], **msgspec.structs.asdict(body))
+    ),
+    ("DELETE", "/v1/networks/{network}/endpoints/{namespace}"): Call(
+        NoBody, _disconnect, lambda engine, where, _: engine.plan_disconnect(where["network"], where["namespace"])
+    ),
+    ("GET", "/v1/namespaces"): Call(NoBody, _namespaces),
+    ("POST", "/v1/namespaces"): Call(NamespaceBody, _create_namespace, _plan_create_namespace),
+    ("GET", "/v1/namespaces/{namespace}"): Call(NoBody, _namespace),
+    ("DELETE", "/v1/namespaces/{namespace}"): Call(
+        NoBody, _remove_namespace, lambda engine, where, _: engine.plan_remove_namespace(where["namespace"])
+    ),
+    ("POST", "/v1/namespaces/{namespace}/publish"): Call(
+        PortsBody, _publish, lambda engine, where, body: engine.plan_publish(where["namespace"], body.ports, network=body.network)
+    ),
+    ("POST", "/v1/namespaces/{namespace}/unpublish"): Call(
+        PortsBody, _unpublish, lambda engine, where, body: engine.plan_unpublish(where["namespace"], body.ports, network=body.network)
+    ),
+    ("GET", "/v1/doctor"): Call(NoBody, _differences),
+    ("POST", "/v1/doctor"): Call(NoBody, _repair),
+}
+
+
+def decode(body: type[Struct], data: bytes) -> Any:
+    """A request's body, checked. Raises `Invalid` with the place and what was expected."""
+    try:
+        return msgspec.json.decode(data or b"{}", type=body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Invalid(f"the request is not as expected: {error}", "see docs/api.md") from None
