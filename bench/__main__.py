@@ -36,7 +36,7 @@ def _run(arguments: argparse.Namespace) -> None:
         result = row.run(effort)
         print(stats.section(result), f"\n({result.seconds:.1f} s)\n", flush=True)
         results.append(result)
-    print(stats.summary(results))
+    print(stats.summary(results, judge=not arguments.quick))
     if arguments.write:
         page.write(private.DOCS, results, load)
 

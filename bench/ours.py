@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 NETWORK = "bench"
 SUBNET = "10.66.0.0/16"
 
-#: How many ports one namespace publishes where many are published beforehand.
+#: How many ports one namespace publishes where many namespaces publish many between them.
 _EACH = 100
+#: How many ports go into one call where one namespace publishes them all.
+_BATCH = 1000
 
 
 def _state() -> Path:
@@ -99,11 +101,20 @@ def _publish(engine: Any, ports: int) -> None:
     engine.connect(NETWORK, "spare")
 
 
+def _publish_alone(engine: Any, ports: int) -> None:
+    """`ports` ports of the host, one element each, all lead to the namespace `spare`."""
+    engine.create_namespace("spare")
+    engine.connect(NETWORK, "spare")
+    for first in range(0, ports, _BATCH):
+        engine.publish("spare", [f"{FIRST + port}:{traffic.PORT}" for port in range(first, min(first + _BATCH, ports))])
+
+
 @contextmanager
-def publishing(ports: int, count: int) -> Iterator[Sample]:
-    """Milliseconds of engine.publish for one port beside `ports` others."""
+def publishing(ports: int, count: int, *, alone: bool) -> Iterator[Sample]:
+    """Milliseconds of engine.publish for one port beside `ports` others: of the same namespace if `alone`, else of others."""
     with _opened() as engine:
-        _publish(engine, ports)
+        load = _publish_alone if alone else _publish
+        load(engine, ports)
         specs = [f"1000:{traffic.PORT}"]
 
         def sample() -> Sequence[float]:
@@ -169,8 +180,10 @@ def repairing(endpoints: int) -> Iterator[Sample]:
             before = _ruleset()
             tool.run("nft", "flush", "ruleset")
             begin = time.perf_counter()
-            engine.repair()
+            _, errors = engine.repair()
             elapsed = time.perf_counter() - begin
+            if errors:
+                raise Failed(f"repairing the flushed ruleset: {errors[0]}")
             if _ruleset() != before:
                 raise Failed("repairing the flushed ruleset: it is not what it was before", "see engine.repair")
             return [elapsed]
@@ -187,22 +200,24 @@ class Daemon:
         if program is None:
             raise Unsupported("not available: no atoll command", "pip install -e .")
         self._program = program
-        folder = Path(f"/run/bench/atoll-{os.getpid()}")
-        self._socket = str(folder / "atoll.sock")
-        self._environment = {**os.environ, "ATOLL_STATE": str(_state()), "ATOLL_RUN": str(folder)}
-        self.process = subprocess.Popen(
-            (program, "daemon", "run"),
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        run, state = Path(f"/run/bench/atoll-{os.getpid()}"), _state()
+        self._socket = str(run / "atoll.sock")
+        self._environment = {**os.environ, "ATOLL_STATE": str(state), "ATOLL_RUN": str(run)}
+        log = state / "log"
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                (program, "daemon", "run"), env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
         deadline = time.monotonic() + 15
-        while not os.path.exists(self._socket):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.close()
-                raise Failed("atoll daemon run: no socket after 15 s")
-            time.sleep(0.02)
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                tool.request(self._socket, "GET", "/v1/networks")
+            except OSError:
+                time.sleep(0.02)
+            else:
+                return
+        self.close()
+        raise Failed(f"atoll daemon run does not answer: {' '.join(log.read_text().split()) or 'it said nothing'}")
 
     def __call__(self, *arguments: str) -> float:
         """The command as a whole process, in milliseconds."""
@@ -219,10 +234,12 @@ class Daemon:
 
     def connect(self, name: str, port: int) -> float:
         """Milliseconds of the request."""
-        return self._post(f"/v1/networks/{NETWORK}/connect", namespace=name, publish=[f"{port}:{traffic.PORT}"])
+        return self._post(f"/v1/networks/{NETWORK}/endpoints", namespace=name, publish=[f"{port}:{traffic.PORT}"])
 
-    def disconnect(self, name: str) -> None:
-        self._post(f"/v1/networks/{NETWORK}/disconnect", namespace=name)
+    def remove(self, name: str) -> None:
+        """Disconnect the namespace and remove it."""
+        tool.request(self._socket, "DELETE", f"/v1/networks/{NETWORK}/endpoints/{name}")
+        tool.request(self._socket, "DELETE", f"/v1/namespaces/{name}")
 
     def close(self) -> None:
         self.process.terminate()
@@ -247,13 +264,13 @@ def _daemon(endpoints: int) -> Iterator[Daemon]:
 def requesting(endpoints: int, count: int) -> Iterator[Sample]:
     """Milliseconds of the HTTP request that connects a given namespace with one published port."""
     with _daemon(endpoints) as daemon:
-        daemon.create_namespace("given")
 
         def sample() -> Sequence[float]:
             results: list[float] = []
             for _ in range(count):
+                daemon.create_namespace("given")
                 results.append(daemon.connect("given", 1000))
-                daemon.disconnect("given")
+                daemon.remove("given")
             return results
 
         yield sample
@@ -263,13 +280,13 @@ def requesting(endpoints: int, count: int) -> Iterator[Sample]:
 def commanding(endpoints: int, count: int) -> Iterator[Sample]:
     """Milliseconds of `atoll connect` as a whole process for a given namespace with one published port."""
     with _daemon(endpoints) as daemon:
-        daemon.create_namespace("given")
 
         def sample() -> Sequence[float]:
             results: list[float] = []
             for _ in range(count):
+                daemon.create_namespace("given")
                 results.append(daemon("connect", NETWORK, "given", "-p", f"1000:{traffic.PORT}"))
-                daemon.disconnect("given")
+                daemon.remove("given")
             return results
 
         yield sample

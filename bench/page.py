@@ -56,6 +56,6 @@ def write(folder: Path, results: Sequence[Result], load: float) -> None:
     _, end, after = rest.partition(_END)
     if not (begin and end):
         raise NotFound(f"docs/benchmarks.md has no pair of markers {_BEGIN} {_END}", "put them where the figures belong")
-    parts = (machine(load), "![medians of every row](benchmarks.svg)", stats.summary(results), *map(stats.section, results))
+    parts = (machine(load), "![medians of every row](benchmarks.svg)", stats.summary(results, judge=True), *map(stats.section, results))
     page.write_text("\n\n".join((f"{before}{_BEGIN}", *parts, f"{_END}{after}")))
     (folder / "benchmarks.svg").write_text(stats.chart(results))

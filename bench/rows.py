@@ -26,13 +26,14 @@ class Effort:
     few: int
     many: int
     ports: int
+    own_ports: int
     rules: tuple[int, ...]
     churn_rounds: int
     client_rounds: int
 
 
-FULL = Effort(rounds=20, few=10, many=1000, ports=60_000, rules=(1, 1000, 10_000), churn_rounds=3, client_rounds=15)
-QUICK = Effort(rounds=5, few=5, many=100, ports=2000, rules=(1, 500), churn_rounds=1, client_rounds=3)
+FULL = Effort(rounds=20, few=10, many=1000, ports=60_000, own_ports=1000, rules=(1, 1000, 10_000), churn_rounds=3, client_rounds=15)
+QUICK = Effort(rounds=5, few=5, many=100, ports=2000, own_ports=500, rules=(1, 500), churn_rounds=1, client_rounds=3)
 
 Measured = Mapping[str, Series]
 
@@ -91,16 +92,18 @@ def _client_checks(effort: Effort, measured: Measured) -> list[Check]:
     return [
         Check("whole operation, CNI against Atoll by HTTP", ratio(plugins, http), "x", 10, at_least=True),
         Check("whole operation, netavark against Atoll by HTTP", ratio(rust, http), "x", 10, at_least=True),
-        Check("whole operation, CNI against Atoll's command line", ratio(plugins, command), "x"),
-        Check("whole operation, netavark against Atoll's command line", ratio(rust, command), "x"),
+        Check("whole operation, CNI against Atoll's command line", ratio(plugins, command), "x", 10, at_least=True),
+        Check("whole operation, netavark against Atoll's command line", ratio(rust, command), "x", 10, at_least=True),
         Check("whole operation, recipe against Atoll by HTTP", ratio(by_hand, http), "x"),
     ]
 
 
 def _publish_variants(effort: Effort) -> list[Variant]:
     return [
-        Variant("Atoll engine, 1 port", partial(ours.publishing, 1, 20)),
-        Variant(f"Atoll engine, {effort.ports} ports", partial(ours.publishing, effort.ports, 20)),
+        Variant("Atoll engine, 1 port", partial(ours.publishing, 1, 20, alone=False)),
+        Variant(f"Atoll engine, {effort.ports} ports of others", partial(ours.publishing, effort.ports, 20, alone=False)),
+        Variant(f"Atoll engine, {effort.own_ports} ports of its own", partial(ours.publishing, effort.own_ports, 3, alone=True)),
+        Variant(f"Atoll engine, {effort.ports} ports of its own", partial(ours.publishing, effort.ports, 3, alone=True)),
         Variant("floor, 1 port", partial(bare.publishing, 1, 20)),
         Variant(f"floor, {effort.ports} ports", partial(bare.publishing, effort.ports, 20)),
         *(Variant(f"iptables command, {rules} ports", partial(iptables.publishing, rules, 3)) for rules in effort.rules),
@@ -108,10 +111,13 @@ def _publish_variants(effort: Effort) -> list[Variant]:
 
 
 def _publish_checks(effort: Effort, measured: Measured) -> list[Check]:
-    one, many, one_bare, many_bare, *_ = measured.values()
+    one, many, some_own, many_own, one_bare, many_bare, *_ = measured.values()
     return [
-        Check(f"publish one port with {effort.ports} published against 1", ratio(many, one), "x", 1.2),
-        Check(f"publish one port with {effort.ports} published", median(many), "ms", 2),
+        Check(f"publish one port with {effort.ports} published by others against 1", ratio(many, one), "x", 1.2),
+        Check(f"publish one port with {effort.ports} published by others", median(many), "ms", 2),
+        Check(f"publish one port with {effort.ports} published by the same namespace against 1", ratio(many_own, one), "x", 1.2),
+        Check(f"publish one port with {effort.ports} published by the same namespace", median(many_own), "ms", 2),
+        Check(f"publish one port with {effort.own_ports} published by the same namespace against 1", ratio(some_own, one), "x", 1.2),
         Check(f"the floor itself with {effort.ports} published against 1", ratio(many_bare, one_bare), "x"),
     ]
 

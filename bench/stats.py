@@ -73,8 +73,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
-def _verdict(check: Check) -> str:
-    return {None: "", True: "yes", False: "**no**"}[check.met]
+def _verdict(check: Check, *, judge: bool) -> str:
+    if check.met is None:
+        return ""
+    return {True: "yes", False: "**no**"}[check.met] if judge else "not judged"
 
 
 def _limit(check: Check) -> str:
@@ -83,14 +85,14 @@ def _limit(check: Check) -> str:
     return f"{'≥' if check.at_least else '≤'} {check.limit:g} {check.unit}"
 
 
-def summary(results: Sequence[Result]) -> str:
-    """The checks of all rows in one table."""
+def summary(results: Sequence[Result], *, judge: bool) -> str:
+    """The checks of all rows in one table. A quick run is not judged, since the targets hold for the sizes of a full one."""
     checks = [
         (
             check.text,
             f"{figure(check.value)} {check.unit if check.value is not None else ''}".strip(),
             _limit(check),
-            _verdict(check),
+            _verdict(check, judge=judge),
         )
         for result in results
         for check in result.checks

@@ -27,7 +27,7 @@ Sample = Callable[[], Sequence[float]]
 
 
 #: Seconds that a variant may take to be built, for one round, and to be taken down.
-_PATIENCE = 60
+_PATIENCE = 120
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ class Pool:
         self.size: Final = self._free.count()
         self._owners: dict[int, str] = {}
         self._last_freed: int | None = None
+        self._before_latest: tuple[int, int] | None = None  # the latest allocation that stands, and the cursor before it
 
     @property
     def subnet(self) -> Network:
@@ -162,6 +163,7 @@ class Pool:
             value = self._next_free(value)  # itself again when no other is free
         self._free.discard(value)
         self._owners[value] = owner
+        self._before_latest = value, self._cursor
         self._cursor = value
         return _address(self._subnet, value)
 
@@ -182,11 +184,25 @@ class Pool:
     def release(self, address: Address) -> None:
         """Give an address back. One that nobody holds is left alone."""
         value = int(address)
+        if self._give_back(address):
+            if self._in_ranges(value):
+                self._last_freed = value
+            if self._before_latest is not None and self._before_latest[0] == value:
+                self._before_latest = None
+
+    def retract(self, address: Address) -> None:
+        """Give back an address that nobody has used yet, as if it had never been taken; of allocations, the latest."""
+        if self._give_back(address) and self._before_latest is not None and self._before_latest[0] == int(address):
+            self._cursor = self._before_latest[1]
+            self._before_latest = None
+
+    def _give_back(self, address: Address) -> bool:
+        value = int(address)
         if address not in self._subnet or self._owners.pop(value, None) is None:
-            return
+            return False
         if self._in_ranges(value):
             self._free.add(value)
-            self._last_freed = value
+        return True
 
     def holder(self, address: Address) -> str | None:
         """Who holds the address; None for nobody and for an address outside the subnet."""

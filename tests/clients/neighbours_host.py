@@ -185,7 +185,7 @@ class Host:
         out, back = ("10.90.2.2", "10.90.1.2") if version == 4 else ("fd90:2::2", "fd90:1::2")
         pings = [
             subprocess.Popen(
-                [*self._enter, "ip", "netns", "exec", name, "ping", "-q", "-n", "-c", "2", "-i", "0.2", "-W", "1", address],
+                [*self._enter, "ip", "netns", "exec", name, "ping", "-q", "-n", "-c", "3", "-i", "0.2", "-W", "1", address],
                 stdout=subprocess.DEVNULL,
             )
             for name, address in (("inside", out), ("outside", back))

@@ -71,7 +71,7 @@ def test_a_drop_between_the_ports_of_a_bridge_is_found_and_the_command_helps(hos
     assert (drop.family, drop.answered) == ("bridge", False)
     host.run("sh", "-c", drop.command)
     assert only(host, "atb0").answered
-    host.run(*ping)
+    host.run(*ping[:-1], "-c", "5", "-i", "0.3", ping[-1])
 
 
 @pytest.mark.parametrize("back_end", ["nft", "legacy"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from atoll.kernel import nft
+from atoll.neighbours import docker
 from atoll.neighbours.drops import foreign_drops
 from tests.clients.neighbours_host import Host, need, private_host
 
@@ -53,18 +56,22 @@ with asyncio.Runner(debug=True, loop_factory=uvloop.new_event_loop) as runner:
 
 
 class Daemon:
-    """A `Firewalld` in a process on the host."""
+    """A `Firewalld` in a process on the host, from the first word on that it is told."""
 
-    def __init__(self, process: Popen[str]) -> None:
-        self._process = process
+    def __init__(self, host: Host, *prefix: str) -> None:
+        self._host, self._prefix = host, prefix
+        self._process: Popen[str] | None = None
 
     def tell(self, *words: str) -> Any:
+        if self._process is None:
+            self._process = self._host.popen(*self._prefix, sys.executable, "-c", _DAEMON)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(" ".join(words) + "\n")
         return json.loads(self._process.stdout.readline())
 
     def end(self) -> None:
+        assert self._process is not None
         self._process.communicate(timeout=20)
         assert self._process.returncode == 0
 
@@ -78,7 +85,7 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture
 def daemon(host: Host) -> Iterator[Daemon]:
-    daemon = Daemon(host.popen(sys.executable, "-c", _DAEMON))
+    daemon = Daemon(host)
     yield daemon
     daemon.end()
 
@@ -154,13 +161,15 @@ def test_after_a_reload_the_bridges_are_back_within_a_second(host: Host, daemon:
 
 def test_a_firewalld_that_starts_later_or_again_gets_the_bridges(host: Host, daemon: Daemon) -> None:
     start_bus(host)
-    state = daemon.tell("bridges", "atb0")
+    state = daemon.tell("bridges", "atb0", "lan7")
     assert not state["running"]
     assert state["seconds"] < 0.5
     host.wire("atb0")
     for _ in range(2):
         start_firewalld(host)
-        host.wait_for("the bridges", lambda: in_zone(host) == {"atb+"}, 5)
+        host.wait_for("the bridges", lambda: in_kernel(host), 5)
+        host.run("firewall-cmd", "--reload")
+        assert host.wait_for("the bridges", lambda: in_kernel(host)) < 1
         assert daemon.tell("state")["running"]
         assert host.passes()
         host.stop("firewalld")
@@ -233,10 +242,49 @@ def test_a_refusal_is_a_problem_in_firewallds_own_words(host: Host, daemon: Daem
     assert "lockdown is enabled" in problem
 
 
+def test_a_reload_that_fails_is_a_problem_until_the_admin_has_mended_what_is_wrong(host: Host, daemon: Daemon) -> None:
+    start_bus(host)
+    start_firewalld(host)
+    host.run("sh", "-c", "echo '<zone' >/etc/firewalld/zones/broken.xml")
+    (problem,) = daemon.tell("bridges", "atb0")["problems"]
+    assert "reload" in problem
+    host.run("rm", "/etc/firewalld/zones/broken.xml")
+    host.run("firewall-cmd", "--reload")
+    host.wait_for("the bridges", lambda: in_zone(host) == {"atb+"})
+    assert daemon.tell("state")["problems"] == []
+
+
+def test_beside_docker_a_reload_flushes_dockers_chain_which_is_an_event_and_both_hooks_come_back(host: Host, daemon: Daemon) -> None:
+    need("dockerd", "containerd", "iptables-nft")
+    start_bus(host)
+    start_firewalld(host)
+    host.start_dockerd("nft")
+    host.wire("atb0")
+    daemon.tell("bridges", "atb0")
+    assert not host.passes()
+    host.here(lambda: docker.sync(["atb0"], host.runner))
+    assert host.passes()
+    with host.here(lambda: nft.open_socket((nft.GROUP_NFTABLES,))) as watch:
+        host.run("firewall-cmd", "--reload")
+        host.wait_for("dockerd's rules", lambda: "filter" in {nft.event_table(event) for event in watch.events()})
+        # As the daemon does: when dockerd is done with its many transactions.
+        quiet = [time.monotonic()]
+
+        def settled() -> bool:
+            if watch.events():
+                quiet.append(time.monotonic())
+            return time.monotonic() - quiet[-1] > 1
+
+        host.wait_for("the end of dockerd's changes", settled)
+    assert len(host.here(lambda: docker.sync(["atb0"], host.runner))) == 2
+    assert host.passes()
+    assert all(drop.answered for drop in host.here(lambda: foreign_drops(["atb0"], host.runner)))
+
+
 def test_the_firewalld_of_another_namespace_is_left_alone(host: Host) -> None:
     start_bus(host)
     start_firewalld(host)
-    stranger = Daemon(host.popen("unshare", "-n", sys.executable, "-c", _DAEMON))
+    stranger = Daemon(host, "unshare", "-n")
     state = stranger.tell("bridges", "atb0")
     assert not state["running"]
     assert state["problems"] == []
@@ -249,7 +297,7 @@ def test_the_address_of_the_bus_is_taken_from_the_environment(host: Host) -> Non
     start_firewalld(host)
     host.run("rm", "/run/dbus/system_bus_socket")
     address = "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/run/other_bus_socket"
-    elsewhere = Daemon(host.popen("env", address, sys.executable, "-c", _DAEMON))
+    elsewhere = Daemon(host, "env", address)
     assert elsewhere.tell("bridges", "atb0")["running"]
     # The bridges outlive the daemon.
     elsewhere.tell("stop")

@@ -13,32 +13,40 @@ from typing import Any, Self
 
 from atoll.lab.machine import Machine
 
-#: One stack, as JSON documents one after the other, then its settings as `file:value` lines.
+State = dict[str, list[Any]]
+
+#: One stack, as JSON documents one after the other, then its settings as `file:value` lines. Queues are made on the host only.
 _STACK = r"""
 printf 'addr show\nroute show table all\nrule show\n' | ip -d -j -b -
 ip -6 -d -j rule show
-tc -j qdisc show
-for dev in $(tc qdisc show | sed -n 's/^qdisc ingress .* dev \([^ ]*\) .*/\1/p'); do tc -j filter show dev "$dev" parent ffff:; done
+if [[ $1 == host ]]; then
+    tc -j qdisc show
+    for dev in $(tc qdisc show | sed -n 's/^qdisc ingress .* dev \([^ ]*\) .*/\1/p'); do tc -j filter show dev "$dev" parent ffff:; done
+fi
 echo SETTINGS
 cd /proc/sys/net
-grep -s . ipv4/ip_forward bridge/bridge-nf-call-ip*tables \
+exec grep -s . ipv4/ip_forward bridge/bridge-nf-call-ip*tables \
     ipv4/conf/*/{forwarding,route_localnet,accept_redirects} \
     ipv6/conf/*/{forwarding,disable_ipv6,accept_ra,autoconf,accept_dad,accept_redirects}
-true
 """
 _HOST = f"""
-read_stack() {{ {_STACK} }}
-echo "STACK "; read_stack
+stack=$(cat <<'END'
+{_STACK}
+END
+)
+echo "STACK host"; bash -c "$stack" bash host || true
 for name in $(ls /run/netns); do
-    echo "STACK $name"; export -f read_stack; nsenter --net=/run/netns/$name bash -c read_stack
+    echo "STACK $name"; nsenter --net=/run/netns/$name bash -c "$stack" bash namespace || true
 done
 echo RULESET; nft -j list ruleset
 for family in ipv4 ipv6; do echo CONNECTIONS; conntrack -L -f $family -o extended 2>/dev/null; done
-true
 """
 
 #: Counters that run, and a port's state machine while it waits for one of them.
 _TIMERS = re.compile(r'"(?:hello|tcn|topology_change|gc|hold|message_age|forward_delay)_timer":[0-9.]+,?')
+#: A connection, its timeout apart; the kernel also tracks its own IGMP and MLD reports.
+_TRACKED = re.compile(r"(ipv[46] +\d+ (?:tcp|udp|sctp) +\d+ )\d+ (.*)")
+_CHANCE = frozenset({"ifindex", "link_index", "link_netnsid", "id", "no", "designated_port", "handle", "index", "fh", "key_ht"})
 #: Links that nobody names a MAC address for; the kernel draws one.
 _UNNAMED_MAC = re.compile(r"at[vti][0-9a-f]{10}")
 
@@ -85,57 +93,82 @@ class OtherHost(Shell):
         self.close()
 
 
-def raw(shell: Shell) -> str:
-    """Everything as the tools print it, but for counters that run by themselves."""
-    return _TIMERS.sub("", re.sub(r"^((?:udp|tcp|sctp|icmp)\S* +\d+) \d+ ", r"\1 ", _output(shell), flags=re.MULTILINE))
+def exact(found: State) -> State:
+    """Without what the kernel changes by itself some time after a change.
 
-
-def _output(shell: Shell) -> str:
-    return shell.run(_HOST)
-
-
-def state(shell: Shell) -> dict[str, Any]:
-    """Everything as values, by place and kind, without what the kernel draws by chance.
-
-    - Interface indexes, handles, filter and action numbers: given in the order of making, over the whole life of the host.
-    - The MAC addresses of host ends, trunks and shapers, and the link-local addresses made of them: random when none is named.
-    - The ids of connections: an address in the kernel's memory.
-    - The order of lists: that of making, or of a hash.
+    - Timers that run.
+    - Whether a link has carrier, and what hangs on it (a port's state, link-local addresses): the link watch notices up to a second late.
+    - The kernel's own IGMP and MLD reports in connection tracking.
     """
-    return values(raw(shell))
+    kept = dict(found)
+    for place, rows in found.items():
+        if place.endswith(": links"):
+            kept[place] = [row | {"addr_info": [info for info in row["addr_info"] if info["scope"] != "link"]} for row in rows]
+        elif place.endswith(": routes"):
+            kept[place] = [row for row in rows if not row["dst"].startswith(("fe80:", "ff00:"))]
+    return kept
 
 
-def values(output: str) -> dict[str, Any]:
-    head, _, connections = output.partition("CONNECTIONS\n")
+def comparable(found: State) -> State:
+    """As another host would have it: without what the kernel draws by chance.
+
+    - Interface indexes, port numbers, handles and the numbers of actions: given in the order of making, over the whole life of a host.
+    - The MAC addresses of host ends, trunks and shapers, and the link-local addresses made of them: random when none is named.
+    - The order of links, routes, set elements and connections: that of making, or of a hash.
+    """
+    kept: State = {}
+    for place, rows in found.items():
+        text = json.dumps([_without(row, _CHANCE) for row in rows])
+        for link in found.get(f"{place.partition(':')[0]}: links", ()):
+            if _UNNAMED_MAC.fullmatch(link["ifname"]):
+                text = text.replace(link["address"], f"MAC of {link['ifname']}")
+                text = text.replace(_link_local(link["address"]), f"link-local of {link['ifname']}")
+        rows = json.loads(text)
+        kept[place] = [_elements_sorted(row) for row in rows] if place == "ruleset" else sorted(rows, key=json.dumps)
+    return kept
+
+
+def read(shell: Shell) -> State:
+    """Everything as values, by place and kind, but for running timers and what a link's carrier does to it."""
+    head, _, connections = _TIMERS.sub("", shell.run(_HOST)).partition("CONNECTIONS\n")
     stacks, _, ruleset = head.partition("RULESET\n")
-    found: dict[str, Any] = {"connections": sorted(connections.replace("CONNECTIONS\n", "").splitlines())}
-    found["ruleset"] = [_elements_sorted(_without(row, {"handle"})) for row in json.loads(ruleset)["nftables"] if "metainfo" not in row]
+    found: State = {
+        "connections": [match[1] + match[2] for match in map(_TRACKED.match, connections.splitlines()) if match],
+        "ruleset": [row for row in json.loads(ruleset)["nftables"] if "metainfo" not in row],
+    }
     for part in stacks.split("STACK ")[1:]:
         name, _, rest = part.partition("\n")
         text, _, settings = rest.partition("SETTINGS\n")
-        links, *others = _documents(text)
-        for mac, link in {row["address"]: row["ifname"] for row in links if _UNNAMED_MAC.fullmatch(row["ifname"])}.items():
-            text = text.replace(mac, f"MAC of {link}").replace(_link_local(mac), f"link-local address of {link}")
-        links, *others = _documents(text)
-        for link in links:
-            where = f"{name or 'host'}: {link['ifname']}"
-            chance = {"ifindex", "link_index", "link_netnsid"} | ({"id", "no", "designated_port"} if "master" in link else set())
-            found[where] = _without(link, chance)
-        for kind, rows in zip(("routes", "rules", "rules6", "queues"), others, strict=False):
-            chance = {"handle"} if kind == "queues" else set()
-            found[f"{name or 'host'}: {kind}"] = sorted((_without(row, chance) for row in rows), key=json.dumps)
-        found[f"{name or 'host'}: filters"] = _without(others[4:], {"index", "fh", "key_ht"})
-        found[f"{name or 'host'}: settings"] = sorted(settings.splitlines())
+        kinds = ["links", "routes", "rules", "rules6", "queues", "filters"]
+        documents = _documents(text)
+        documents[5:] = [documents[5:]]
+        for kind, rows in zip(kinds, documents, strict=False):
+            found[f"{name}: {kind}"] = rows
+        found[f"{name}: settings"] = settings.splitlines()
+        for link in documents[0]:
+            _forget_carrier(link)
+        for route in documents[1]:
+            route["flags"] = sorted(set(route["flags"]) - {"linkdown"})
     return found
 
 
-def differences(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Where two states differ, one line a place; empty when they don't."""
-    return "\n".join(
-        f"{place}:\n    {json.dumps(one.get(place))}\n    {json.dumps(other.get(place))}"
-        for place in sorted(one.keys() | other.keys())
-        if one.get(place) != other.get(place)
-    )
+def _forget_carrier(link: dict[str, Any]) -> None:
+    link.pop("operstate")
+    link["flags"] = sorted(set(link["flags"]) - {"LOWER_UP", "NO-CARRIER"})
+    link.get("linkinfo", {}).get("info_slave_data", {}).pop("state", None)
+
+
+def differences(one: Any, other: Any, place: str = "") -> list[str]:
+    """Where two states differ, a line each; empty when they don't."""
+    if one == other:
+        return []
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted(one.keys() | other.keys())
+        return [line for key in keys for line in differences(one.get(key), other.get(key), f"{place} {key}")]
+    if isinstance(one, list) and isinstance(other, list):
+        only = [f"{place}: first only: {row}" for row in one if row not in other]
+        return only + [f"{place}: second only: {row}" for row in other if row not in one] or [f"{place}: another order or number of rows"]
+    return [f"{place}: {one} and {other}"]
 
 
 def _documents(text: str) -> list[Any]:
@@ -146,12 +179,11 @@ def _documents(text: str) -> list[Any]:
     return found
 
 
-def _without(value: Any, keys: set[str]) -> Any:
+def _without(value: Any, keys: frozenset[str]) -> Any:
+    """Without these keys, however deep."""
     if isinstance(value, dict):
         return {key: _without(inner, keys) for key, inner in value.items() if key not in keys}
-    if isinstance(value, list):
-        return [_without(inner, keys) for inner in value]
-    return value
+    return [_without(inner, keys) for inner in value] if isinstance(value, list) else value
 
 
 def _elements_sorted(row: dict[str, Any]) -> dict[str, Any]:

@@ -486,6 +486,7 @@ POOLS: tuple[tuple[Network, int], ...] = (
     (IPv4Network("192.168.122.0/24"), 26),
     (IPv6Network("fd00::/62"), 64),
     (IPv4Network("10.0.0.0/30"), 32),
+    (IPv4Network("10.0.0.9/32"), 32),
 )
 pool_lists = st.lists(st.sampled_from(POOLS), min_size=1, max_size=3, unique=True)
 

@@ -113,6 +113,10 @@ def execute(name: str, command: tuple[str, ...]) -> None:
       atoll ns exec r1 -- ip address
       atoll ns exec r1 -- bash
     """
+    if command[0] == "--":
+        command = command[1:]
+        if not command:
+            raise click.UsageError("no command to run was given after --")
     found = client.get(f"/v1/namespaces/{client.quote(name)}")
     status = client.get("/v1/status")
     _enter(found["path"], found["name"], status["pid"] if status["rootless"] and os.geteuid() != 0 else 0)

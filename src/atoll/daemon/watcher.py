@@ -36,6 +36,7 @@ _GROUPS: Final = (
     rtnl.GROUP_IPV6_RULE,
     rtnl.GROUP_TC,
 )
+_AF_BRIDGE: Final = 7
 _LOSSES: Final = {rtnl.RTM_DELADDR, rtnl.RTM_DELROUTE, rtnl.RTM_DELRULE, rtnl.RTM_DELQDISC}
 _PREFIXES: Final = (BRIDGE_PREFIX, VETH_PREFIX, TRUNK_PREFIX, SHAPER_PREFIX)
 #: The table in which iptables, and so Docker, filters.
@@ -124,6 +125,8 @@ class Watcher:
         host, ids = False, set()
         for event in events:
             if event.type in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
+                if event.body[0] == _AF_BRIDGE:
+                    continue  # the port's view of a link, which comes beside the link's own
                 # Of a link's events only the last counts: making one passes through states that would look like damage.
                 newest[event.namespace, int.from_bytes(event.body[4:8], "little")] = event
             elif event.type in _LOSSES:

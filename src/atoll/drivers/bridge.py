@@ -23,6 +23,7 @@ from atoll.plan.operations import (
     RateSet,
     Redirect,
     RouteAdd,
+    RouteDelete,
     ShaperAdd,
     SysctlSet,
     VethAdd,
@@ -44,10 +45,7 @@ def network_up(network: Network) -> list[Operation]:
         if text not in network.kept_addresses:
             operations.append(AddressAdd(HOST, network.bridge, text))
     operations.append(LinkSet(HOST, network.bridge, up=True))
-    if network.has(6) and not network.internal:
-        # What route_localnet is to IPv4: answers to ::1 that come back by this bridge are let in (forged ones never get this far, the
-        # kernel drops any frame from or to ::1 that comes from outside before it looks at routes).
-        operations.append(RouteAdd(HOST, 6, "::1/128", "", network.bridge, table=rtnl.TABLE_LOCAL, metric=_LOOPBACK_METRIC))
+    operations += _loopback_routes(network)
     for shard in range(1, network.shards):
         operations += shard_up(network, shard)
     return operations
@@ -56,6 +54,14 @@ def network_up(network: Network) -> list[Operation]:
 def gateway_addresses(network: Network) -> list[str]:
     """The addresses that the first bridge carries, with prefix length."""
     return [f"{subnet.gateway}/{ipaddress.ip_network(subnet.subnet).prefixlen}" for subnet in network.subnets if subnet.gateway]
+
+
+def _loopback_routes(network: Network) -> list[RouteAdd]:
+    """What route_localnet is to IPv4: answers to ::1 that come back by this bridge are let in (forged ones never get this far, the kernel
+    drops any frame from or to ::1 that comes from outside before it looks at routes)."""
+    if not network.has(6) or network.internal:
+        return []
+    return [RouteAdd(HOST, 6, "::1/128", "", network.bridge, table=rtnl.TABLE_LOCAL, metric=_LOOPBACK_METRIC)]
 
 
 def _settings(network: Network) -> list[Operation]:
@@ -106,11 +112,9 @@ def network_down(network: Network) -> list[Operation]:
         operations += [LinkDelete(HOST, _trunk(network, shard)[0]), LinkDelete(HOST, network.shard(shard))]
     if network.made_bridge:
         return [*operations, LinkDelete(HOST, network.bridge)]
-    # A bridge that was there before us keeps all but what we put on it.
+    # A bridge that was there before us keeps all but what we put on it; its settings are put back with the host's.
     operations += [AddressDelete(HOST, network.bridge, text) for text in gateway_addresses(network) if text not in network.kept_addresses]
-    if network.has(4) and not network.internal:
-        operations.append(SysctlSet(HOST, f"net/ipv4/conf/{network.bridge}/route_localnet", "0"))
-    return operations
+    return [*operations, *map(RouteDelete, _loopback_routes(network))]
 
 
 def endpoint_up(network: Network, endpoint: Endpoint, namespace: Namespace) -> list[Operation]:

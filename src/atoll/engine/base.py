@@ -37,6 +37,10 @@ class Base:
     def __init__(self, host: Host, store: Store, lock: int | None) -> None:
         self.host = host
         self.store = store
+        if not store.fact("ula"):
+            # The random part of this host's ULA prefix, chosen once, and before any plan speaks of it.
+            with store.transaction():
+                store.set_fact("ula", str(secrets.randbits(40)))
         self.state = State(store)
         self.listener: Callable[[str, dict[str, Any]], None] | None = None
         self._lock = lock
@@ -174,17 +178,25 @@ class Base:
         forget = [ConntrackDelete(port.protocol, port.host_port, port.count) for port in endpoint.ports if port.protocol != "tcp"]
         return Plan.of([NftScript(rules)] if rules else [], of(network).endpoint_up(network, endpoint, namespace), gone, added, forget)
 
-    def detach(self, network: Network, endpoint: Endpoint, namespace: Namespace | None) -> Plan:
+    def detach(
+        self,
+        network: Network,
+        endpoint: Endpoint,
+        namespace: Namespace | None,
+        others: list[tuple[Network, Endpoint]] | None = None,
+    ) -> Plan:
         """The plan that disconnects an endpoint, from its record alone; `namespace` is None when it has vanished.
 
-        The link goes first: its rules must outlive it. Firewall elements are taken away apart (`delete_elements`).
+        The link goes first: its rules must outlive it. Firewall elements are taken away apart (`delete_elements`). `others` are the
+        namespace's endpoints that stay; None means all others.
         """
         operations: list[Operation] = []
         if namespace is None:
             if network.driver == "bridge":
                 operations += of(network).endpoint_down(network, endpoint, _vanished(endpoint))
             return Plan.of(operations)
-        others = [pair for pair in self.state.attached(namespace.name) if pair[1].id != endpoint.id]
+        if others is None:
+            others = [pair for pair in self.state.attached(namespace.name) if pair[1].id != endpoint.id]
         before = self.wanted_routes(namespace, [*others, (network, endpoint)]) if others else []
         gone, added = routing.changes(before, self.wanted_routes(namespace, others))
         return Plan.of(gone, of(network).endpoint_down(network, endpoint, namespace), added)
@@ -226,10 +238,20 @@ class Base:
             self.store.delete(endpoint)
         return errors
 
-    def put_host_back(self) -> None:
-        """Give back the settings that no network needs any more."""
+    def plan_tear_down(
+        self, network: Network, endpoint: Endpoint, namespace: Namespace, others: list[tuple[Network, Endpoint]] | None = None
+    ) -> Plan:
+        """What `tear_down` does, and the forgetting that it leaves for later; `others` as in `detach`."""
+        plan = self.detach(network, endpoint, namespace, others)
+        if network.driver != "bridge":
+            return plan
+        rules = NftScript(statement("delete", endpoint_elements(network, endpoint)))
+        return Plan.of(plan.operations, [rules], sorted(self.forget_connections(endpoint), key=repr))
+
+    def put_host_back(self, removed: Network) -> None:
+        """Give back the settings that no network needs any more after one has been removed."""
         recorded = self.store.facts("former:")
-        back = host_side.put_back(recorded, self.state.networks.values())
+        back = host_side.put_back(recorded, removed, self.state.networks.values())
         dismantle(self.host, Plan(tuple(back)))
         with self.store.transaction():
             for operation in back:

@@ -68,7 +68,7 @@ class EndpointVerbs(Base):
                 for pool in self.state.pools(where):
                     self.store.set_cursor(where.id, str(pool.subnet), pool.cursor)
         except BaseException:
-            self.state.release_addresses(endpoint)
+            self.state.retract_addresses(endpoint)
             raise
         self.state.put_endpoint(endpoint)
         try:
@@ -86,7 +86,7 @@ class EndpointVerbs(Base):
         try:
             return Plan.of(self._growth(where, endpoint), self.attach(where, endpoint, who).operations)
         finally:
-            self.state.release_addresses(endpoint)
+            self.state.retract_addresses(endpoint)
 
     def disconnect(self, network: str, namespace: str) -> Endpoint:
         """Detach a namespace from a network and give back its addresses and ports."""
@@ -106,16 +106,13 @@ class EndpointVerbs(Base):
     def plan_disconnect(self, network: str, namespace: str) -> Plan:
         where = self.state.network(network)
         endpoint = self.state.endpoint(where, namespace)
-        plan = self.detach(where, endpoint, self.state.namespace(namespace))
-        if where.driver != "bridge":
-            return plan
-        rules = NftScript(statement("delete", endpoint_elements(where, endpoint)))
-        return Plan.of(plan.operations, [rules], sorted(self.forget_connections(endpoint), key=repr))
+        return self.plan_tear_down(where, endpoint, self.state.namespace(namespace))
 
     def publish(self, namespace: str, specs: Sequence[str], *, network: str = "") -> Endpoint:
         """Publish ports of a namespace that runs. `network` says on which endpoint when there are several; else its gateway's."""
         faults.begin("publish")
         endpoint, ports = self._publishing(namespace, specs, network)
+        self.settle_for(structs.replace(endpoint, ports=ports, addresses=()))
         return self._republish(endpoint, (*endpoint.ports, *ports), self._publish_plan(endpoint, ports), "port.publish", ports)
 
     def plan_publish(self, namespace: str, specs: Sequence[str], *, network: str = "") -> Plan:
@@ -241,7 +238,7 @@ class EndpointVerbs(Base):
                     held.append((pool, pool.allocate(owner)))
         except AtollError:
             for pool, value in held:
-                pool.release(value)
+                pool.retract(value)
             raise
         held.sort(key=lambda pair: pair[1].version)
         return tuple(f"{value}/{pool.subnet.prefixlen}" for pool, value in held)
@@ -285,7 +282,6 @@ class EndpointVerbs(Base):
         if not ports:
             raise Invalid("no port to publish was named", "expected [HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]")
         self._check_ports(where, endpoint, ports, families=[version for version in (4, 6) if endpoint.address(version)])
-        self.settle_for(structs.replace(endpoint, ports=ports, addresses=()))
         return endpoint, ports
 
     def _unpublishing(self, namespace: str, specs: Sequence[str], network: str) -> tuple[Endpoint, tuple[PublishedPort, ...]]:

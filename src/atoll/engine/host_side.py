@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from atoll.drivers import of
 from atoll.model import BRIDGE_PREFIX, SHAPER_PREFIX, TRUNK_PREFIX, VETH_PREFIX
 from atoll.plan.operations import HOST, Operation, SysctlSet
 
@@ -36,9 +37,10 @@ def needs(networks: Iterable[Network], links: Collection[Link], read: Callable[[
         wanted[_FORWARD4] = "1"
     if any(network.has(6) for network in routed):
         # A forwarding host takes router advertisements only where accept_ra is 2, so an uplink that lives by them keeps them.
+        served = {network.bridge for network in bridges}
         for link in links:
             setting = f"net/ipv6/conf/{link.name}/accept_ra"
-            if not link.name.startswith(_OURS) and link.name != "lo" and read(setting) == "1":
+            if not link.name.startswith(_OURS) and link.name not in {"lo", *served} and read(setting) == "1":
                 wanted[setting] = "2"
         wanted[_FORWARD6] = "1"
     if bridges and not any(link.kind == "bridge" and not link.name.startswith(_OURS) for link in links):
@@ -48,6 +50,13 @@ def needs(networks: Iterable[Network], links: Collection[Link], read: Callable[[
             if read(setting) == "1":
                 wanted[setting] = "0"
     return wanted
+
+
+def on_adopted(network: Network) -> dict[str, str]:
+    """The settings of a bridge that was there before us which its network changes."""
+    if network.driver != "bridge" or network.made_bridge:
+        return {}
+    return {operation.setting: operation.value for operation in of(network).network_up(network) if isinstance(operation, SysctlSet)}
 
 
 def remember(wanted: Mapping[str, str], known: Mapping[str, str], read: Callable[[str], str | None]) -> dict[str, str]:
@@ -72,13 +81,16 @@ def set_up(wanted: Mapping[str, str]) -> list[Operation]:
     return [SysctlSet(HOST, setting, value) for setting, value in wanted.items()]
 
 
-def put_back(recorded: Mapping[str, str], networks: Iterable[Network]) -> list[SysctlSet]:
-    """Former values of what these networks don't need any more; forwarding before what the kernel flips with it."""
-    bridges = [network for network in networks if network.driver == "bridge"]
+def put_back(recorded: Mapping[str, str], removed: Network, networks: Iterable[Network]) -> list[SysctlSet]:
+    """Former values of what is not needed any more when of these networks one is removed; forwarding before what the kernel flips with it."""
+    bridges = [network for network in networks if network.driver == "bridge" and network.id != removed.id]
     routed = [network for network in bridges if not network.internal]
+    freed = on_adopted(removed)
     needed4, needed6 = (any(network.has(version) for network in routed) for version in (4, 6))
 
     def needed(setting: str) -> bool:
+        if setting in freed:
+            return False
         if setting in (_FORWARD4, _REDIRECTS):
             return needed4
         return bool(bridges) if setting in (_BRIDGE4, _BRIDGE6) else needed6

@@ -108,8 +108,9 @@ class NamespaceVerbs(Base):
     def plan_remove_namespace(self, name: str) -> Plan:
         namespace = self.state.namespace(name)
         parts: list[Operation] = []
-        for network, endpoint in self.state.attached(name):
-            parts += self.detach(network, endpoint, namespace).operations
+        attached = self.state.attached(name)
+        while attached:
+            parts += self.plan_tear_down(*attached.pop(0), namespace, attached).operations
         return Plan.of(parts, [NamespaceDelete(name)] if namespace.named else [])
 
     def namespaces(self) -> list[Namespace]:

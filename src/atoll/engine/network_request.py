@@ -99,10 +99,7 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
     options = request.options
     notes: list[str] = []
     network = Network(id=new_id, name=request.name, driver=request.driver, labels=request.labels, created=now)  # type: ignore[arg-type]
-    if request.driver == "bridge":
-        network = _bridge(network, request, facts, others, mac)
-    else:
-        network = _child(network, request, facts, others)
+    network = _bridge(network, request, facts, others, mac) if request.driver == "bridge" else _child(network, request, facts, others)
     subnets = _subnets(request, network, facts, others, notes)
     kept = tuple(text for text in _gateway_texts(subnets) if (network.bridge, text) in facts.addresses)
     network = structs.replace(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import secrets
 from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
@@ -75,7 +74,7 @@ class NetworkVerbs(Base):
     def plan_remove_network(self, name: str) -> Plan:
         network = self._removable(name)
         back: list[Operation] = list(
-            host_side.put_back(self.store.facts("former:"), [n for n in self.state.networks.values() if n.id != network.id])
+            host_side.put_back(self.store.facts("former:"), network, self.state.networks.values())
         )
         return Plan.of(of(network).network_down(network), [self._firewall_without(network)], back)
 
@@ -108,31 +107,23 @@ class NetworkVerbs(Base):
             addresses=addresses,
             taken=[*_taken(rows, by_index, ours), *_nameservers()],
             mtu=ways_out[0].mtu if ways_out else 1500,
-            ula=self._ula(),
+            ula=int(self.store.fact("ula")),
         )
-
-    def _ula(self) -> int:
-        """The random part of this host's ULA prefix, chosen once."""
-        known = self.store.fact("ula")
-        if not known:
-            known = str(secrets.randbits(40))
-            with self.store.transaction():
-                self.store.set_fact("ula", known)
-        return int(known)
 
     def _network_plan(self, network: Network) -> tuple[Plan, dict[str, str], list[str]]:
         """The plan, the host settings' former values that must be recorded first, and the interfaces to fence."""
         links = list(self.links().values())
         networks = [*self.state.networks.values(), network]
         wanted = host_side.needs(networks, links, self.read_setting)
-        former = host_side.remember(wanted, self.store.facts("former:"), self.read_setting)
+        former = host_side.remember({**host_side.on_adopted(network), **wanted}, self.store.facts("former:"), self.read_setting)
         fence = host_side.fence(former, links)
         elements = [*network_elements(network), *(Element("fenced", (name,)) for name in fence)]
         script = statement("add", elements)
         if network.driver == "bridge" and not any(True for _ in self.state.bridge_networks()):
             script = RESET + SKELETON + script
         settings = host_side.set_up({setting: value for setting, value in wanted.items() if setting in former})
-        return Plan.of([NftScript(script)] if script else [], of(network).network_up(network), settings), former, fence
+        # Forwarding before addresses: the kernel would join an address's anycast group twice if it came right after, and never leave it.
+        return Plan.of([NftScript(script)] if script else [], settings, of(network).network_up(network)), former, fence
 
     def _removable(self, name: str) -> Network:
         network = self.state.network(name)
@@ -159,7 +150,7 @@ class NetworkVerbs(Base):
             else:
                 self.rebuild_firewall()
         faults.step()
-        self.put_host_back()
+        self.put_host_back(network)
         faults.step()
         with self.store.transaction():
             self.store.delete(network)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from atoll.firewall.elements import Element
+    from atoll.model import Endpoint, Network
 
 _PREFIXES = (BRIDGE_PREFIX, VETH_PREFIX, TRUNK_PREFIX, SHAPER_PREFIX)
 
@@ -91,7 +92,8 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
         for _ in range(3):
             found = self.differences(namespaces=namespaces, firewall=firewall, links=links)
             if not found:
-                return all_found, []
+                errors = []
+                break
             all_found += [difference for difference in found if difference not in all_found]
             errors = []
             if any(not difference.repair for difference in found):
@@ -112,30 +114,35 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
     def _link_differences(self, namespaces: Collection[str] | None) -> Iterator[Difference]:
         observed = Observed(self.host)
         remade: set[tuple[str, str]] = set()
-        for subject, wanted in self._wanted(namespaces):
+        for subject, wanted in self._wanted(namespaces, observed, remade):
             for operation in wanted:
                 todo = repairs(operation, observed, remade)
                 if todo:
                     yield Difference(subject, describe(operation, todo), tuple(todo))
 
-    def _wanted(self, namespaces: Collection[str] | None) -> Iterator[tuple[str, list[op.Operation]]]:
-        """All operations that make the model, grouped by what they are for."""
+    def _wanted(
+        self, namespaces: Collection[str] | None, observed: Observed, remade: set[tuple[str, str]]
+    ) -> Iterator[tuple[str, list[op.Operation]]]:
+        """All operations that make the model, grouped by what they are for.
+
+        Of a namespace that need not be looked at only the host's side is held against the kernel, unless the veth on that side is
+        amiss; so a look at a host with a thousand namespaces is one dump.
+        """
         yield "host", host_side.lasting(list(self.state.networks.values()))
         for network in self.state.networks.values():
             yield f"network {network.name}", of(network).network_up(network)
         for namespace in self.namespaces():
-            attached = self.state.attached(namespace.name)
-            look_inside = namespaces is None or namespace.name in namespaces
-            if look_inside and namespace.kind == "created":
+            attached = [pair for pair in self.state.attached(namespace.name) if pair[1].state == "ready"]
+            amiss = any(not _near_side_is_right(network, endpoint, observed, remade) for network, endpoint in attached)
+            inside = namespaces is None or namespace.name in namespaces or amiss
+            if inside and namespace.kind == "created":
                 yield f"namespace {namespace.name}", [op.LinkSet(namespace.name, "lo", up=True)]
             for network, endpoint in attached:
-                if endpoint.state != "ready":
-                    continue
                 wanted = of(network).endpoint_up(network, endpoint, namespace)
-                if not look_inside:
-                    wanted = [part for part in wanted if isinstance(part, op.RateSet | op.Redirect | op.ShaperAdd)]
+                if not inside:
+                    wanted = [part for part in wanted if _is_on_host(part)]
                 yield f"endpoint {endpoint.namespace} on {network.name}", wanted
-            if look_inside and attached:
+            if inside and attached:
                 try:
                     yield f"namespace {namespace.name}", self.wanted_routes(namespace, attached)
                 except (NotFound, Denied):
@@ -147,10 +154,10 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
         ids = set(self.state.endpoints) | set(self.state.networks)
         found: list[Difference] = []
         for link in self.links().values():
-            if link.name.startswith(_PREFIXES) and link.alias.startswith("atoll:") and link.name not in known:
-                if link.alias.removeprefix("atoll:") not in ids:
-                    repair = (op.LinkDelete(op.HOST, link.name),)
-                    found.append(Difference("host", f"link {link.name} belongs to nothing", repair))
+            marked = link.name.startswith(_PREFIXES) and link.alias.startswith("atoll:")
+            if marked and link.name not in known and link.alias.removeprefix("atoll:") not in ids:
+                repair = (op.LinkDelete(op.HOST, link.name),)
+                found.append(Difference("host", f"link {link.name} belongs to nothing", repair))
         return found
 
     # --- rules ---
@@ -191,6 +198,28 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
             strangers = len(actual - {tuple(encoded) for encoded in expected})
             if strangers:
                 yield Difference("firewall", f"{strangers} element(s) of {name} belong to nothing", ())
+
+
+def _near_side_is_right(network: Network, endpoint: Endpoint, observed: Observed, remade: set[tuple[str, str]]) -> bool:
+    """Whether the host's end of a veth pair is there, up and a port of its bridge; true for drivers without one."""
+    if network.driver != "bridge":
+        return True
+    stack, bridge = observed.stack(op.HOST), network.shard(endpoint.shard)
+    link = stack.links.get(endpoint.host_interface) if stack is not None else None
+    master = stack.links.get(bridge) if stack is not None else None
+    if link is None or master is None or (op.HOST, bridge) in remade:
+        return False
+    return link.up and link.mtu == network.mtu and link.master == master.ifindex and link.alias == f"atoll:{endpoint.id}"
+
+
+def _is_on_host(operation: op.Operation) -> bool:
+    match operation:
+        case op.LinkSet() | op.SysctlSet():
+            return operation.namespace == op.HOST
+        case op.RateSet() | op.Redirect() | op.ShaperAdd():
+            return True
+        case _:
+            return False
 
 
 def describe(wanted: op.Operation, todo: list[op.Operation]) -> str:

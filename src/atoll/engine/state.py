@@ -13,6 +13,7 @@ from atoll.ports import PortTable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from atoll.ipam import Address
     from atoll.store.sqlite import Store
 
 
@@ -124,14 +125,20 @@ class State:
         self.release_addresses(endpoint)
 
     def claim_addresses(self, endpoint: Endpoint) -> None:
-        network = self.networks[endpoint.network] if endpoint.network in self.networks else None
-        for text in endpoint.addresses if network else ():
-            value = interface(text).ip
-            pool = self.pool_of(network, value)  # type: ignore[arg-type]
-            if pool is not None:
-                pool.claim(value, endpoint.namespace)
+        for pool, value in self._held(endpoint):
+            pool.claim(value, endpoint.namespace)
 
     def release_addresses(self, endpoint: Endpoint) -> None:
+        for pool, value in self._held(endpoint):
+            pool.release(value)
+
+    def retract_addresses(self, endpoint: Endpoint) -> None:
+        """Give back addresses that nobody has used, as if they had never been handed out."""
+        for pool, value in self._held(endpoint):
+            pool.retract(value)
+
+    def _held(self, endpoint: Endpoint) -> Iterator[tuple[Pool, Address]]:
+        """An endpoint's addresses with their pools; none when its network is gone."""
         network = self.networks.get(endpoint.network)
         if network is None:
             return
@@ -139,7 +146,7 @@ class State:
             value = interface(text).ip
             pool = self.pool_of(network, value)
             if pool is not None:
-                pool.release(value)
+                yield pool, value
 
     def mac_taken(self, network: Network, mac: str) -> bool:
         return mac == network.mac or (network.id, mac) in self._macs

@@ -121,6 +121,7 @@ _FR_ACT_TO_TBL: Final = 1
 _TCA_KIND: Final = 1
 _TCA_OPTIONS: Final = 2
 _TCA_TBF_PARMS: Final = 1
+_TCA_TBF_RATE64: Final = 4
 _TCA_TBF_BURST: Final = 6
 _TC_H_ROOT: Final = 0xFFFFFFFF
 _TC_H_INGRESS: Final = 0xFFFFFFF1
@@ -487,7 +488,9 @@ def add_tbf(index: int, rate: int) -> bytes:
     spec = struct.pack("=BBHhHI", 0, 1, 0, -1, 0, capped)
     buffer = min(int(burst * _TICKS_PER_SECOND / byte_rate), 0xFFFFFFFF)
     parms = spec + struct.pack("=BBHhHI", 0, 0, 0, 0, 0, 0) + struct.pack("=III", tbf_limit(rate), buffer, 0)
-    options = nested(_TCA_OPTIONS, attribute(_TCA_TBF_PARMS, parms), u32(_TCA_TBF_BURST, burst))
+    # The old field ends at 34 Gbit/s; what is more travels beside it.
+    wide = attribute(_TCA_TBF_RATE64, struct.pack("=Q", byte_rate)) if byte_rate > capped else b""
+    options = nested(_TCA_OPTIONS, attribute(_TCA_TBF_PARMS, parms), wide, u32(_TCA_TBF_BURST, burst))
     return message(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, _TC.pack(0, index, 0, _TC_H_ROOT, 0) + text(_TCA_KIND, "tbf") + options)
 
 

@@ -6,8 +6,8 @@ the iptables back end that dockerd found when it started (nf_tables or legacy), 
 over in another. With Docker's nftables back end (since 29) there is no such chain and nothing to do: its chains drop only what
 concerns its own bridges.
 
-When `sync` has to run, besides after each change of the set of bridges; a call that finds nothing to do costs two netlink
-requests where there is no Docker, one fork more for each chain that exists:
+When `sync` has to run, besides after each change of the set of bridges (a call that finds nothing to do costs 0.1 ms on a host
+without Docker, and about 2 ms, a fork, for each chain that there is):
 
 - nf_tables: every start of dockerd that finds rules missing, `iptables -F`, `nft flush ruleset` and a reload of firewalld (after
   which dockerd makes its rules again) is an event of the netlink group NFNLGRP_NFTABLES that speaks of the table `filter`.

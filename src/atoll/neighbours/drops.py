@@ -262,6 +262,9 @@ def _parse(family: Family, listing: str) -> _Table:
 
 
 def _parse_rule(chain: str, words: list[str]) -> _Rule:
+    if "--comment" in words:
+        comment = words.index("--comment")
+        words = words[: comment - 2] + words[comment + 2 :]
     at = next((index for index, word in enumerate(words) if word in ("-j", "-g")), len(words))
     target = words[at + 1] if at < len(words) else ""
     verdict: Literal["accept", "drop", "other"] = "other"
@@ -270,9 +273,6 @@ def _parse_rule(chain: str, words: list[str]) -> _Rule:
     elif target in ("DROP", "REJECT"):
         verdict = "drop"
     conditions = words[:at]
-    if "--comment" in conditions:
-        comment = conditions.index("--comment")
-        del conditions[comment - 2 : comment + 2]
     if len(conditions) == 2 and conditions[0] in ("-i", "-o"):
         return _Rule(chain, verdict, "in" if conditions[0] == "-i" else "out", conditions[1])
     return _Rule(chain, verdict, always=not conditions)

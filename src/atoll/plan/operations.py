@@ -71,8 +71,8 @@ class BridgeAdd(Operation, frozen=True):
 
     def commands(self) -> list[str]:
         return [
-            f"ip link add {self.name} mtu {self.mtu} address {self.mac} type bridge mcast_snooping 0 no_linklocal_learn 1",
-            f"ip link set {self.name} alias {self.alias}",
+            f"ip link add dev {self.name} mtu {self.mtu} address {self.mac} type bridge mcast_snooping 0 no_linklocal_learn 1",
+            f"ip link set dev {self.name} alias {self.alias}",
         ]
 
 
@@ -91,9 +91,9 @@ class VethAdd(Operation, frozen=True):
         address = f" address {self.peer_mac}" if self.peer_mac else ""
         where = f" netns {self.peer_namespace}" if self.peer_namespace else ""
         return [
-            f"ip link add {self.name} mtu {self.mtu} master {self.master} up"
+            f"ip link add dev {self.name} mtu {self.mtu} master {self.master} up"
             f" type veth peer name {self.peer} mtu {self.mtu}{address}{where}",
-            f"ip link set {self.name} alias {self.alias}",
+            f"ip link set dev {self.name} alias {self.alias}",
         ]
 
 
@@ -113,7 +113,7 @@ class ChildAdd(Operation, frozen=True):
         address = f" address {self.mac}" if self.kind == "macvlan" else ""
         flag = f" {self.flag}" if self.kind == "ipvlan" else ""
         return [
-            f"ip link add {self.name} link {self.parent}{address} mtu {self.mtu} netns {self.namespace}"
+            f"ip link add dev {self.name} link {self.parent}{address} mtu {self.mtu} netns {self.namespace}"
             f" type {self.kind} mode {self.mode}{flag}"
         ]
 
@@ -125,7 +125,7 @@ class ShaperAdd(Operation, frozen=True):
     alias: str
 
     def commands(self) -> list[str]:
-        return [f"ip link add {self.name} up type ifb", f"ip link set {self.name} alias {self.alias}"]
+        return [f"ip link add dev {self.name} up type ifb", f"ip link set dev {self.name} alias {self.alias}"]
 
 
 class LinkSet(Operation, frozen=True):
@@ -152,9 +152,9 @@ class LinkSet(Operation, frozen=True):
             words.append(f"alias {self.alias}")
         if self.up is not None:
             words.append("up" if self.up else "down")
-        found = [f"{_ip(self.namespace)}link set {self.name} {' '.join(words)}"] if words else []
+        found = [f"{_ip(self.namespace)}link set dev {self.name} {' '.join(words)}"] if words else []
         if self.isolated is not None:
-            found.append(f"{_ip(self.namespace)}link set {self.name} type bridge_slave isolated {'on' if self.isolated else 'off'}")
+            found.append(f"{_ip(self.namespace)}link set dev {self.name} type bridge_slave isolated {'on' if self.isolated else 'off'}")
         return found
 
 
@@ -163,7 +163,7 @@ class LinkDelete(Operation, frozen=True):
     name: str
 
     def commands(self) -> list[str]:
-        return [f"{_ip(self.namespace)}link delete {self.name}"]
+        return [f"{_ip(self.namespace)}link delete dev {self.name}"]
 
 
 class AddressAdd(Operation, frozen=True):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -18,6 +17,7 @@ from atoll.model import Endpoint, Namespace, Network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 T = TypeVar("T", Network, Namespace, Endpoint)
 
@@ -78,17 +78,17 @@ class Store:
             raise
 
     def put(self, value: Network | Namespace | Endpoint) -> None:
-        self._db.execute(f"INSERT OR REPLACE INTO {_TABLES[type(value)]} VALUES (?, ?)", (_key(value), self._encode(value)))
+        self._db.execute(f"INSERT OR REPLACE INTO {_TABLES[type(value)]} VALUES (?, ?)", (_key(value), self._encode(value)))  # noqa: S608 - our own names
 
     def delete(self, value: Network | Namespace | Endpoint) -> None:
-        self._db.execute(f"DELETE FROM {_TABLES[type(value)]} WHERE key = ?", (_key(value),))
+        self._db.execute(f"DELETE FROM {_TABLES[type(value)]} WHERE key = ?", (_key(value),))  # noqa: S608
         if isinstance(value, Network):
             self._db.execute("DELETE FROM cursors WHERE network = ?", (value.id,))
 
     def load(self, kind: type[T]) -> list[T]:
         """Every object of a kind. Raises `Failed` on a row that can't be read."""
         rows: list[T] = []
-        for key, value in self._db.execute(f"SELECT key, value FROM {_TABLES[kind]} ORDER BY rowid"):
+        for key, value in self._db.execute(f"SELECT key, value FROM {_TABLES[kind]} ORDER BY rowid"):  # noqa: S608
             try:
                 rows.append(msgspec.json.decode(value, type=kind))
             except msgspec.DecodeError as error:
