@@ -25,18 +25,18 @@ if [[ $1 == host ]]; then
 fi
 echo SETTINGS
 cd /proc/sys/net
-exec grep -s . ipv4/ip_forward bridge/bridge-nf-call-ip*tables \
+grep -s . ipv4/ip_forward bridge/bridge-nf-call-ip*tables \
     ipv4/conf/*/{forwarding,route_localnet,accept_redirects} \
-    ipv6/conf/*/{forwarding,disable_ipv6,accept_ra,autoconf,accept_dad,accept_redirects}
+    ipv6/conf/*/{forwarding,disable_ipv6,accept_ra,autoconf,accept_dad,accept_redirects} || true
 """
 _HOST = f"""
 stack=$(cat <<'END'
 {_STACK}
 END
 )
-echo "STACK host"; bash -c "$stack" bash host || true
+echo "STACK host"; bash -ec "$stack" bash host
 for name in $(ls /run/netns); do
-    echo "STACK $name"; nsenter --net=/run/netns/$name bash -c "$stack" bash namespace || true
+    echo "STACK $name"; nsenter --net=/run/netns/$name bash -ec "$stack" bash namespace
 done
 echo RULESET; nft -j list ruleset
 for family in ipv4 ipv6; do echo CONNECTIONS; conntrack -L -f $family -o extended 2>/dev/null; done
@@ -48,7 +48,7 @@ _TIMERS = re.compile(r'"(?:hello|tcn|topology_change|gc|hold|message_age|forward
 _TRACKED = re.compile(r"(ipv[46] +\d+ (?:tcp|udp|sctp) +\d+ )\d+ (.*)")
 _CHANCE = frozenset({"ifindex", "link_index", "link_netnsid", "id", "no", "designated_port", "handle", "index", "fh", "key_ht"})
 #: Links that nobody names a MAC address for; the kernel draws one.
-_UNNAMED_MAC = re.compile(r"at[vti][0-9a-f]{10}")
+_UNNAMED_MAC = re.compile(r"at[vti][0-9a-f]{10}(\d+[du])?")
 
 
 class Shell:

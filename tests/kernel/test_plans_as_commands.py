@@ -63,6 +63,10 @@ class Twins:
         self._compare(commands)
         return commands
 
+    def connections(self, port: int) -> int:
+        """How many connections were made to a port."""
+        return sum(f"dport={port} " in row.partition(" src=")[2].partition(" src=")[0] + " " for row in self._latest["connections"])
+
     def _compare(self, commands: list[str]) -> None:
         deadline = time.monotonic() + SETTLED
         while True:
@@ -189,7 +193,9 @@ def test_published_ports_and_the_connections_through_them(twins: Twins) -> None:
     twins.both(CONNECTIONS)
     twins.do("publish", "r1", ["0.0.0.0:90:90/udp", "[::]:90:91/udp", "91-92:93-94"])
     twins.both(CONNECTIONS)
+    assert twins.connections(8080) == 6
     twins.do("unpublish", "r1", [*specs[:3], "91-92:93-94"])
+    assert (twins.connections(8080), twins.connections(443)) == (3, 3)  # the others are udp
     twins.do("unpublish", "r1", specs[3:])
     twins.both(CONNECTIONS)
     twins.do("disconnect", "net", "r1")
@@ -211,7 +217,7 @@ def _connection(protocol: str, client: str, port: int, target: str, target_port:
 #: Connections through host ports, of clients that are not there; those that are still tracked are left as they are.
 CONNECTIONS = "\n".join(
     _connection(protocol, client, port, target, target_port)
-    for client, target in (("198.51.100.1", "10.1.0.2"), ("198.51.100.1", "10.77.0.1"), ("2001:db8:1::1", "fd00::2"))
+    for client, target in (("198.51.100.1", "10.1.0.2"), ("198.51.100.2", "10.77.0.1"), ("2001:db8:1::1", "fd00::2"))
     for protocol, port, target_port in (
         ("tcp", 8080, 80),
         ("udp", 8080, 80),

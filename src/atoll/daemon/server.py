@@ -58,6 +58,7 @@ class Server:
         self._started = time.time()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refresh_due: asyncio.TimerHandle | None = None
+        self._settling = False
 
     async def on_engine(self, function: Callable[[], T]) -> T:
         """Run a function on the engine's thread, after what was asked before."""
@@ -227,6 +228,13 @@ class Server:
         log.info("%s %s", kind, fields)
         if kind.startswith("network."):
             self._ask_refresh(0)
+        if kind in ("namespace.remove", "endpoint.disconnect") and not self._settling:
+            self._settling = True
+            asyncio.get_running_loop().call_later(_GATHER, lambda: self._spawn(self._settle()))
+
+    async def _settle(self) -> None:
+        self._settling = False
+        await self._safely(self._engine.settle)
 
     def _ask_refresh(self, delay: float) -> None:
         if self._refresh_due is not None:

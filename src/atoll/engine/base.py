@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from msgspec import structs
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from atoll.model import Endpoint, Network
 
+#: The interface group of links that wait to be deleted together.
+_DOOMED: Final = 0x61746F6C
+
 
 class Base:
     """One engine: one host, one state, one thread at a time."""
@@ -46,6 +49,7 @@ class Base:
         self._lock = lock
         self._pidfds: dict[str, int] = {}
         self._stale: set[ConntrackDelete] = set()
+        self._doomed = False
 
     @classmethod
     def open(cls, state: str | Path | None = None, *, netns_dir: Path = netns.NETNS_DIR) -> Self:
@@ -206,11 +210,16 @@ class Base:
         return found | {ConntrackDelete(address=text.partition("/")[0]) for text in endpoint.addresses}
 
     def settle(self) -> None:
-        """Forget the connections of what was disconnected since the last time, in one walk over the kernel's table.
+        """Do what is cheap only for many at once: delete the links of namespaces that were removed, forget the connections of what was
+        disconnected.
 
-        A walk takes about 10 ms whatever it finds, so disconnecting only notes what is due. It is done at the latest when an address
-        or port of those is used again; the daemon does it as soon as it is idle.
+        A link's deletion and a walk over the connections take the kernel about 10 ms each, however many they concern. Until then the
+        firewall drops what such a link sends. The daemon settles as soon as it is idle, and `connect` before it uses an address or a
+        port again.
         """
+        if self._doomed:
+            self._doomed = False
+            self.host.rtnl.request(rtnl.delete_group(_DOOMED))
         if self._stale:
             due, self._stale = self._stale, set()
             execute(self.host, Plan(tuple(sorted(due, key=repr))))
@@ -220,14 +229,18 @@ class Base:
         if self._stale and any(_touches(stale, endpoint) for stale in self._stale):
             self.settle()
 
-    def tear_down(self, network: Network, endpoint: Endpoint) -> list[AtollError]:
-        """Take away all that an endpoint's record speaks of, and the record. Idempotent; never stops at the first error."""
-        namespace = self.state.namespaces.get(endpoint.namespace)
-        try:
-            plan = self.detach(network, endpoint, namespace)
-        except (NotFound, Denied):
-            plan = self.detach(network, endpoint, None)
-        errors = dismantle(self.host, plan)
+    def tear_down(self, network: Network, endpoint: Endpoint, *, with_namespace: bool = False) -> list[AtollError]:
+        """Take away all that an endpoint's record speaks of, and the record. Idempotent; never stops at the first error.
+
+        `with_namespace`: its namespace goes as well, so what is inside needs no care and the link may wait for others (`settle`).
+        """
+        errors: list[AtollError] = []
+        if with_namespace and network.driver == "bridge":
+            # A shaper is only there with an egress rate; that one can't be named is no error.
+            self.host.rtnl.request(*(rtnl.set_group(name, _DOOMED) for name in (endpoint.host_interface, endpoint.shaper)))
+            self._doomed = True
+        else:
+            errors = dismantle(self.host, self._detach_what_is_there(network, endpoint))
         faults.step()
         self.state.drop_endpoint(endpoint)
         if network.driver == "bridge":
@@ -237,6 +250,12 @@ class Base:
         with self.store.transaction():
             self.store.delete(endpoint)
         return errors
+
+    def _detach_what_is_there(self, network: Network, endpoint: Endpoint) -> Plan:
+        try:
+            return self.detach(network, endpoint, self.state.namespaces.get(endpoint.namespace))
+        except (NotFound, Denied):
+            return self.detach(network, endpoint, None)
 
     def plan_tear_down(
         self, network: Network, endpoint: Endpoint, namespace: Namespace, others: list[tuple[Network, Endpoint]] | None = None

@@ -14,7 +14,7 @@ from atoll import faults, ipam
 from atoll.drivers import bridge
 from atoll.engine.base import Base
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid
-from atoll.firewall.elements import Element, endpoint_elements, port_elements, statement
+from atoll.firewall.elements import Element, port_elements, statement
 from atoll.kernel.host import port_holder, port_is_free
 from atoll.model import (
     MAX_SHARDS,

@@ -192,7 +192,8 @@ class NamespaceVerbs(Base):
         """Take away all that a namespace's record speaks of, and the record."""
         errors: list[AtollError] = []
         for endpoint in self.state.endpoints_of(namespace.name):
-            errors += self.tear_down(self.state.network(endpoint.network), endpoint)
+            ends = namespace.kind == "created"
+            errors += self.tear_down(self.state.network(endpoint.network), endpoint, with_namespace=ends)
         if namespace.named:
             errors += dismantle(self.host, Plan((NamespaceDelete(namespace.name),)))
         holder = self._pidfds.pop(namespace.name, None)

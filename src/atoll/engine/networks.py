@@ -73,9 +73,7 @@ class NetworkVerbs(Base):
 
     def plan_remove_network(self, name: str) -> Plan:
         network = self._removable(name)
-        back: list[Operation] = list(
-            host_side.put_back(self.store.facts("former:"), network, self.state.networks.values())
-        )
+        back: list[Operation] = list(host_side.put_back(self.store.facts("former:"), network, self.state.networks.values()))
         return Plan.of(of(network).network_down(network), [self._firewall_without(network)], back)
 
     def prune_networks(self) -> list[Network]:
@@ -141,6 +139,7 @@ class NetworkVerbs(Base):
 
     def _take_down(self, network: Network) -> list[AtollError]:
         """Take away all that a network's record speaks of, and the record; its links before its rules."""
+        self.settle()
         errors = dismantle(self.host, Plan(tuple(of(network).network_down(network))))
         self.state.drop_network(network)
         if network.driver == "bridge":

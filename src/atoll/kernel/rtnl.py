@@ -72,6 +72,7 @@ _IFLA_MASTER: Final = 10
 _IFLA_LINKINFO: Final = 18
 _IFLA_NET_NS_FD: Final = 28
 _IFLA_IFALIAS: Final = 20
+_IFLA_GROUP: Final = 27
 _IFLA_EXT_MASK: Final = 29
 _IFLA_INFO_KIND: Final = 1
 _IFLA_INFO_DATA: Final = 2
@@ -273,6 +274,15 @@ def set_isolated(index: int, isolated: bool) -> bytes:
 
 def delete_link(name: str) -> bytes:
     return message(RTM_DELLINK, 0, _link_body(0, up=None, attrs=text(_IFLA_IFNAME, name)))
+
+
+def set_group(name: str, group: int) -> bytes:
+    return message(RTM_NEWLINK, 0, _link_body(0, up=None, attrs=text(_IFLA_IFNAME, name) + u32(_IFLA_GROUP, group)))
+
+
+def delete_group(group: int) -> bytes:
+    """All interfaces of a group at once: the kernel waits for a grace period a deletion, however many interfaces it takes away."""
+    return message(RTM_DELLINK, 0, _link_body(0, up=None, attrs=u32(_IFLA_GROUP, group)))
 
 
 def get_link(name: str) -> bytes:
