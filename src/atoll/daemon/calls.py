@@ -13,13 +13,12 @@ from msgspec import Struct
 
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import Invalid
-from atoll.model import PREDEFINED
+from atoll.view import endpoint_view, namespace_view, network_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from atoll.engine import Engine
-    from atoll.model import Endpoint, Namespace, Network
     from atoll.plan.operations import Plan
 
 
@@ -61,56 +60,6 @@ class Call(NamedTuple):
     body: type[Struct]
     do: Callable[[Engine, dict[str, str], Any], Any]
     plan: Callable[[Engine, dict[str, str], Any], Plan] | None = None
-
-
-# --- what is shown -------------------------------------------------------------------------------------------------------------------
-
-
-def network_view(engine: Engine, network: Network) -> dict[str, Any]:
-    """A network as the API shows it: its record, with its endpoints."""
-    shown: dict[str, Any] = msgspec.to_builtins(network)
-    shown.setdefault("subnets", [])
-    if network.driver == "bridge":
-        shown.update(internal=network.internal, icc=network.icc, guard=network.guard, nat=network.nat, mtu=network.mtu)
-    if network.id not in PREDEFINED:
-        shown["mtu"] = network.mtu
-    shown["endpoints"] = [endpoint_view(engine, endpoint) for endpoint in engine.state.endpoints_on(network)]
-    return shown
-
-
-def endpoint_view(engine: Engine, endpoint: Endpoint) -> dict[str, Any]:
-    network = engine.state.network(endpoint.network)
-    return {
-        "id": endpoint.id,
-        "network": network.name,
-        "namespace": endpoint.namespace,
-        "interface": endpoint.interface,
-        "host_interface": endpoint.host_interface if network.driver == "bridge" else "",
-        "mac": endpoint.mac,
-        "addresses": list(endpoint.addresses),
-        "aliases": list(endpoint.aliases),
-        "gateway_priority": endpoint.gateway_priority,
-        "ports": [str(port) for port in endpoint.ports],
-        "ingress_rate": endpoint.ingress_rate,
-        "egress_rate": endpoint.egress_rate,
-        "created": endpoint.created,
-        "state": endpoint.state,
-    }
-
-
-def namespace_view(engine: Engine, namespace: Namespace) -> dict[str, Any]:
-    return {
-        "name": namespace.name,
-        "kind": namespace.kind,
-        "source": namespace.source,
-        "path": str(engine.host.netns_dir / namespace.name),
-        "inode": namespace.inode,
-        "pid": namespace.pid,
-        "labels": namespace.labels,
-        "created": namespace.created,
-        "state": namespace.state,
-        "endpoints": [endpoint_view(engine, endpoint) for endpoint in engine.state.endpoints_of(namespace.name)],
-    }
 
 
 # --- the calls -----------------------------------------------------------------------------------------------------------------------

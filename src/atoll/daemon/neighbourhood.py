@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import time
@@ -24,11 +23,13 @@ _LEGACY_LOOK: Final = 30.0
 
 
 def run_program(command: Sequence[str]) -> tuple[int, str, str]:
-    """Run a program in the namespace of the calling thread; 127 when there is none."""
+    """Run a program in the namespace of the calling thread; 127 when there is none, 124 when it took too long (as timeout(1))."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         return 127, "", str(error)
+    except subprocess.TimeoutExpired as error:
+        return 124, "", str(error)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -43,6 +44,7 @@ class Neighbourhood:
         self._socket_seen = self._socket_stamp()
         self._due: list[float] = []
         self._next_look = 0.0
+        self._docker_problem = ""
 
     async def start(self) -> None:
         await self._firewalld.start()
@@ -75,7 +77,7 @@ class Neighbourhood:
     def problems(self) -> list[dict[str, str]]:
         """What others do to forwarded packets that Atoll can't put right; on the engine's thread."""
         bridges = self._names()
-        found = [{"what": what, "help": ""} for what in self._firewalld.problems]
+        found = [{"what": what, "help": ""} for what in (*self._firewalld.problems, self._docker_problem) if what]
         if bridges:
             for drop in self._engine.host.run(lambda: drops.foreign_drops(bridges, run_program)):
                 if not drop.answered:
@@ -93,8 +95,11 @@ class Neighbourhood:
 
     def _sync_docker(self) -> list[str]:
         bridges = self._names()
-        with contextlib.suppress(AtollError):
+        try:
             self._engine.host.run(lambda: docker.sync(bridges, run_program))
+            self._docker_problem = ""
+        except AtollError as error:
+            self._docker_problem = str(error)
         return bridges
 
     @staticmethod

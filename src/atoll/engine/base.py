@@ -46,6 +46,7 @@ class Base:
                 store.set_fact("ula", str(secrets.randbits(40)))
         self.state = State(store)
         self.listener: Callable[[str, dict[str, Any]], None] | None = None
+        self.on_plan: Callable[[Plan], None] | None = None
         self._lock = lock
         self._pidfds: dict[str, int] = {}
         self._stale: set[ConntrackDelete] = set()
@@ -88,6 +89,12 @@ class Base:
     def emit(self, event: str, **fields: Any) -> None:
         if self.listener is not None:
             self.listener(event, fields)
+
+    def do(self, plan: Plan) -> None:
+        """Carry a plan out; `on_plan` is told of it first."""
+        if self.on_plan is not None:
+            self.on_plan(plan)
+        execute(self.host, plan)
 
     # --- small helpers ---
 
@@ -222,7 +229,7 @@ class Base:
             self.host.rtnl.request(rtnl.delete_group(_DOOMED))
         if self._stale:
             due, self._stale = self._stale, set()
-            execute(self.host, Plan(tuple(sorted(due, key=repr))))
+            self.do(Plan(tuple(sorted(due, key=repr))))
 
     def settle_for(self, endpoint: Endpoint) -> None:
         """Before an address or a port that was given up a moment ago is used by another."""

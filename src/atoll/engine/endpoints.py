@@ -30,7 +30,6 @@ from atoll.model import (
     parse_publish,
     parse_rate,
 )
-from atoll.plan.execute import execute
 from atoll.plan.operations import ConntrackDelete, NftScript, Operation, Plan
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class EndpointVerbs(Base):
             raise
         self.state.put_endpoint(endpoint)
         try:
-            execute(self.host, plan)
+            self.do(plan)
         except BaseException:
             self.tear_down(where, endpoint)
             raise
@@ -359,7 +358,7 @@ class EndpointVerbs(Base):
             self.store.put(made)
         self.state.put_endpoint(made)
         try:
-            execute(self.host, plan)
+            self.do(plan)
         except BaseException:
             with self.store.transaction():
                 self.store.put(endpoint)

@@ -82,7 +82,7 @@ def set_up(wanted: Mapping[str, str]) -> list[Operation]:
 
 
 def put_back(recorded: Mapping[str, str], removed: Network, networks: Iterable[Network]) -> list[SysctlSet]:
-    """Former values of what is not needed any more when of these networks one is removed; forwarding before what the kernel flips with it."""
+    """Former values of what nobody needs when one of these networks is removed; forwarding before what the kernel flips with it."""
     bridges = [network for network in networks if network.driver == "bridge" and network.id != removed.id]
     routed = [network for network in bridges if not network.internal]
     freed = on_adopted(removed)

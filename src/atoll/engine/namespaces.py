@@ -16,7 +16,7 @@ from atoll.errors import AtollError, Conflict, Failed, Invalid, NotFound
 from atoll.kernel import netns
 from atoll.model import Namespace, check_labels, check_name
 from atoll.neighbours import containers
-from atoll.plan.execute import dismantle, execute
+from atoll.plan.execute import dismantle
 from atoll.plan.operations import LinkSet, NamespaceAdd, NamespaceAttach, NamespaceDelete, Operation, Plan, SysctlSet
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class NamespaceVerbs(Base):
             self.store.put(namespace)
         self.state.namespaces[namespace.name] = namespace
         try:
-            execute(self.host, plan)
+            self.do(plan)
             with self.host.namespace(namespace.name) as fd:
                 found = netns.identity(fd)
         except AtollError:

@@ -17,7 +17,7 @@ from atoll.firewall.elements import Element, network_elements, statement
 from atoll.firewall.skeleton import RESET, SKELETON
 from atoll.kernel import rtnl
 from atoll.model import PREDEFINED, Network
-from atoll.plan.execute import dismantle, execute
+from atoll.plan.execute import dismantle
 from atoll.plan.operations import NftScript, Operation, Plan
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class NetworkVerbs(Base):
                 self.store.set_fact(f"fenced:{interface}", "")
         self.state.add_network(network)
         try:
-            execute(self.host, plan)
+            self.do(plan)
         except AtollError:
             self._take_down(network)
             raise

@@ -48,6 +48,9 @@ def network_elements(network: Network) -> list[Element]:
         found += [Element("ours", (bridge,)), Element("within", (bridge, bridge))]
         if network.internal:
             found.append(Element("internals", (bridge,)))
+    found.append(Element("homes", (network.bridge,)))
+    if not network.icc:
+        found.append(Element("isolated", (network.bridge,)))
     if not network.internal:
         if network.nat == "masquerade":
             found.append(Element("masqueraded", (network.bridge,)))
@@ -118,7 +121,7 @@ def link_local(mac: str) -> str:
 def _text(field: Field, value: Value) -> str:
     if isinstance(value, tuple):
         return f"{value[0]}-{value[1]}"
-    if field == "ifname":
+    if field in ("ifname", "way"):
         return f'"{value}"'
     if field == "raw6":
         return f"0x{ipaddress.IPv6Address(value).packed.hex()}"
@@ -149,7 +152,7 @@ def _packed(field: Field, value: str | int) -> bytes:
         return struct.pack("!Hxx", value)
     if field == "proto":
         return bytes((PROTOCOL_NUMBER[str(value)], 0, 0, 0))
-    if field == "ifname":
+    if field in ("ifname", "way"):
         return str(value).encode().ljust(16, b"\0")
     if field == "ether":
         return bytes.fromhex(str(value).replace(":", "")) + b"\0\0"

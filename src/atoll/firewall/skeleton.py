@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-Field = Literal["ifname", "ether", "ipv4", "ipv6", "raw6", "proto", "port"]
+Field = Literal["ifname", "way", "ether", "ipv4", "ipv6", "raw6", "proto", "port"]
 
 TABLE: Final = "atoll"
 
@@ -37,12 +37,21 @@ _NFT_TYPE: Final[dict[Field, str]] = {
     "port": "inet_service",
 }
 
+#: Fields that have no name as a type in nft 1.0.6 and are declared by what is looked up: the interface by which an address is reached,
+#: and the target of an advertisement.
+_NFT_TYPEOF: Final[dict[Field, str]] = {"way": "fib saddr oifname", "raw6": "@th,64,128"}
+_NFT_EXPRESSION: Final[dict[Field, str]] = {"ifname": "iifname", "ether": "ether saddr", **_NFT_TYPEOF}
+
 #: What changes. Each comment says what an element means.
 SETS: Final[dict[str, SetSpec]] = {
     # a kernel bridge of ours
     "ours": SetSpec("inet", ("ifname",)),
+    # endpoints are behind this bridge of ours, and so are their addresses
+    "homes": SetSpec("inet", ("way",)),
     # packets may pass from the first bridge to the second: both are of one network
     "within": SetSpec("inet", ("ifname", "ifname")),
+    # the endpoints behind this bridge reach each other by published ports only
+    "isolated": SetSpec("inet", ("ifname",)),
     # nothing passes in or out of this bridge
     "internals": SetSpec("inet", ("ifname",)),
     # what comes from this bridge leaves with the host's address
@@ -67,7 +76,7 @@ SETS: Final[dict[str, SetSpec]] = {
     # what may come out of this port of a bridge: MAC and address together
     "senders4": SetSpec("bridge", ("ifname", "ether", "ipv4")),
     "senders6": SetSpec("bridge", ("ifname", "ether", "ipv6")),
-    # the addresses that may be announced from it (nft 1.0.6 can't name the target of an advertisement, so the field is raw)
+    # the addresses that may be announced from it
     "targets6": SetSpec("bridge", ("ifname", "ether", "raw6")),
     # ports whose network has the guard off
     "unguarded": SetSpec("bridge", ("ifname",)),
@@ -76,8 +85,8 @@ SETS: Final[dict[str, SetSpec]] = {
 
 def _declare(name: str, spec: SetSpec) -> str:
     kind = "map" if spec.data else "set"
-    if "raw6" in spec.key:
-        return f"\tset {name} {{ typeof iifname . ether saddr . @th,64,128; }}"
+    if not _NFT_TYPEOF.keys().isdisjoint(spec.key):
+        return f"\tset {name} {{ typeof {' . '.join(_NFT_EXPRESSION[field] for field in spec.key)}; }}"
     key = " . ".join(_NFT_TYPE[field] for field in spec.key)
     data = " : " + " . ".join(_NFT_TYPE[field] for field in spec.data) if spec.data else ""
     flags = " flags interval;" if spec.interval else ""
@@ -95,9 +104,16 @@ table inet {TABLE} {{
 
 	chain early {{
 		type filter hook prerouting priority raw; policy accept;
+		iifname "lo" accept
 		# A port published on 127.0.0.1 needs route_localnet on our bridges; this is why that opens nothing.
-		iifname != "lo" ip daddr 127.0.0.0/8 drop
-		iifname != "lo" ip saddr 127.0.0.0/8 drop
+		ip daddr 127.0.0.0/8 drop
+		ip saddr 127.0.0.0/8 drop
+		# What is sent to a link-local group (01:80:c2:00:00:0x) a bridge hands up from the port itself, past the guard below. The same
+		# goes for a port that somebody took out of its bridge.
+		iifname "atv*" drop
+		iifname "att*" drop
+		# Nobody elsewhere is an endpoint: not to a server that trusts its neighbours, nor in a connection that an endpoint has.
+		iifname != @ours fib saddr oifname @homes drop
 	}}
 
 	chain published {{
@@ -135,14 +151,27 @@ table inet {TABLE} {{
 		iifname @internals goto inside
 	}}
 
+	chain neighbours {{
+		ct status dnat accept
+		# A bridge keeps them apart by itself, but not if one of them sends by the gateway.
+		iifname @isolated drop
+		accept
+	}}
+
 	chain passing {{
-		iifname . oifname @within accept
+		iifname . oifname @within goto neighbours
 		iifname @internals drop
 		oifname @internals drop
-		ct state established,related accept
+		ct state established accept
 		ct state invalid drop
+		# What this host sends itself doesn't come this way (of IPv4 the kernel sees to that, of IPv6 it doesn't).
+		fib saddr type local drop
+		iifname "atb*" iifname != @ours drop
+		oifname "atb*" oifname != @ours drop
 		ct status dnat accept
 		iifname @ours oifname @ours drop
+		# Only here: an endpoint could answer for the far end of another network's connection by an ICMP error.
+		ct state related accept
 		iifname @ours accept
 		oifname @routable accept
 		drop
@@ -183,17 +212,27 @@ table bridge {TABLE} {{
 {_declarations("bridge")}
 
 	chain sent4 {{
-		# No endpoint is a DHCP server.
+		# No endpoint is a router or a DHCP server (whose clients may take an answer from any port).
+		icmp type redirect drop
 		udp sport 67 drop
+		udp dport 68 drop
 		accept
 	}}
 
 	chain sent6 {{
+		# Without an address one may ask for routers, whether an address is free, and for multicast.
+		ip6 saddr :: icmpv6 type != {{ nd-neighbor-solicit, nd-router-solicit, mld-listener-report, mld2-listener-report }} drop
+		ip6 saddr :: meta l4proto != icmpv6 drop
+		ip6 nexthdr tcp accept
+		# What is in a fragment must show in the first one: no header between that and the protocol's own (RFC 7112), and no neighbour
+		# discovery in parts (RFC 6980).
+		frag nexthdr {{ 0, 43, 44, 51, 60, 135, 139, 140 }} drop
+		exthdr frag exists icmpv6 type 133-137 drop
 		# No endpoint is a router or a DHCPv6 server, or speaks for an address that it doesn't have.
-		icmpv6 type nd-router-advert drop
-		icmpv6 type nd-redirect drop
+		icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 @targets6 accept
+		icmpv6 type {{ nd-neighbor-advert, nd-router-advert, nd-redirect }} drop
 		udp sport 547 drop
-		icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @targets6 drop
+		udp dport 546 drop
 		accept
 	}}
 

@@ -152,12 +152,15 @@ def has_table(sock: netlink.Socket, family: str, table: str) -> bool:
 def elements(sock: netlink.Socket, family: str, table: str, name: str) -> Iterator[Element]:
     """All elements of a set or map. Raises `NetlinkError` ENOENT where there is none."""
     for answer in sock.dump(_request(_GET_ELEMENT, family, _name(1, table), _name(2, name))):
-        listed = attributes(answer.body, 4).get(3, b"")
-        for _, item in attribute_list(listed):
-            found = attributes(item)
-            flags = int.from_bytes(found.get(3, b""), "big")
-            if flags & _ELEMENT_INTERVAL_END:
-                continue
+        yield from parse_elements(answer.body)
+
+
+def parse_elements(body: bytes) -> Iterator[Element]:
+    """The elements in one message of a dump. Raises `ValueError` when a length leaves it."""
+    for _, item in attribute_list(attributes(body, 4).get(3, b"")):
+        found = attributes(item)
+        flags = int.from_bytes(found.get(3, b""), "big")
+        if not flags & _ELEMENT_INTERVAL_END:
             yield Element(_value(found.get(1, b"")), _value(found.get(10, b"")), _value(found.get(2, b"")))
 
 

@@ -356,7 +356,9 @@ def parse_address(body: bytes) -> AddressRow:
 
 def addresses(sock: Socket) -> list[AddressRow]:
     request = message(RTM_GETADDR, 0, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
-    return [parse_address(answer.body) for answer in sock.dump(request) if answer.type == RTM_NEWADDR]
+    # The kernel answers for every family that has addresses, MCTP among them.
+    versions = (socket.AF_INET, socket.AF_INET6)
+    return [parse_address(answer.body) for answer in sock.dump(request) if answer.type == RTM_NEWADDR and answer.body[0] in versions]
 
 
 def _unpack(family: int, packed: bytes) -> Address:

@@ -39,11 +39,12 @@ def enter() -> None:
 
 
 def fresh() -> None:
-    """Set up the new network namespace that the calling thread is in: loopback up, bridges without a second pass through netfilter."""
+    """Set up the new network namespace that the calling thread is in: loopback up, bridges without a second pass through netfilter, IPv6
+    addresses usable at once."""
     with netlink.Socket() as sock:
         index = next(link.ifindex for link in rtnl.links(sock) if link.name == "lo")
         sock.execute(rtnl.set_link(index, up=True))
-    for setting in ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"):
+    for setting in ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables", "net/ipv6/conf/default/accept_dad"):
         if sysctl.read(setting) is not None:
             sysctl.write(setting, "0")
 
