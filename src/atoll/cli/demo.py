@@ -311,8 +311,8 @@ _SNAPSHOTS: Final = (
 
 def _snapshot() -> list[str]:
     env = os.environ | {"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
-    run = partial(subprocess.run, shell=True, capture_output=True, text=True, check=False, env=env)
-    return [run(command).stdout for command in _SNAPSHOTS]
+    run = partial(subprocess.run, capture_output=True, text=True, check=False, env=env)
+    return [run(["sh", "-c", command]).stdout for command in _SNAPSHOTS]
 
 
 def _compare(before: list[str], after: list[str]) -> None:
@@ -327,6 +327,4 @@ def _compare(before: list[str], after: list[str]) -> None:
     if left:
         raise Failed("the host is not as it was")
     size = sum(map(len, after))
-    click.echo(
-        f"  {click.style('✓', fg='green')} the host is as it was: {size} bytes of `ip`, `nft` and `sysctl` output, the same before and after"
-    )
+    click.echo(f"  {click.style('✓', fg='green')} the host is as it was: {size} bytes of `ip`, `nft` and `sysctl` output are the same")
