@@ -33,6 +33,7 @@ TRANSPORTS: Final[tuple[Transport, ...]] = ("tcp", "udp")
 PATIENCE: Final = 8.0
 QUIET: Final = 0.2
 
+_MOST: Final = 65536
 #: Level, option that asks for the address a datagram came to, and the message that holds it and pins the answer's source (ip(7), ipv6(7)).
 _CAME_TO: Final = {4: (socket.IPPROTO_IP, 8, 8), 6: (socket.IPPROTO_IPV6, 49, 50)}
 
@@ -96,13 +97,14 @@ def version_of(address: str) -> Literal[4, 6]:
 
 
 class Probe(NamedTuple):
-    """A question to a port. `local` is the source address to use; else the kernel chooses it."""
+    """A question to a port. `local` is the source address to use, else the kernel chooses it; `size` the least number of bytes."""
 
     source: Place
     address: str
     port: int
     transport: Transport = "tcp"
     local: str = ""
+    size: int = 0
 
 
 class Seen(NamedTuple):
@@ -160,7 +162,7 @@ class Traffic:
     def _send(self, probes: Sequence[Probe], patience: float) -> list[_Question]:
         end = time.monotonic() + patience
         with contextlib.ExitStack() as stack:
-            questions = [_Question(probe, b"question-%d" % next(self._numbers)) for probe in probes]
+            questions = [_Question(probe, (b"%06d" % next(self._numbers)).ljust(probe.size, b".")) for probe in probes]
             for question in questions:
                 stack.callback(self._forget, question)
                 if not question.done:
@@ -199,12 +201,12 @@ class Traffic:
     def _stream(self, connection: socket.socket, name: str, client: str) -> None:
         self._selector.unregister(connection)
         with connection, contextlib.suppress(ConnectionError):
-            token = connection.recv(100)
+            token = connection.recv(_MOST)
             self._arrivals[token] = Seen(name, client)
             connection.send(token)
 
     def _datagram(self, server: socket.socket, name: str) -> None:
-        token, ancillary, _, peer = server.recvmsg(100, 100)
+        token, ancillary, _, peer = server.recvmsg(_MOST, 100)
         self._arrivals[token] = Seen(name, peer[0])
         version = 6 if server.family == socket.AF_INET6 else 4
         level, _, kind = _CAME_TO[version]
@@ -236,7 +238,7 @@ class _Question:
         """The socket is connected, or has an answer."""
         with self._failure_is_the_end():
             if self.sent:
-                self.answered = self.socket.recv(100) == self.token
+                self.answered = self.socket.recv(_MOST) == self.token
                 self.close()
             else:
                 self._send()

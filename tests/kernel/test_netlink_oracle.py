@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 AF_INET, AF_INET6 = socket.AF_INET, socket.AF_INET6
+ADDRESSES = {"IFA_LOCAL", "IFA_ADDRESS", "RTA_DST", "RTA_GATEWAY", "FRA_SRC"}
 EXISTS_NOT = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
 
 macs = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
@@ -58,12 +60,14 @@ def read_by_pyroute2(request: bytes) -> dict[str, Any]:
 
 
 def attributes(message: Any) -> dict[str, Any]:
-    """Attributes by name, nested ones as dictionaries; those that pyroute2 doesn't know are left out."""
-    return {
-        entry[0]: attributes(entry[1]) if isinstance(entry[1], dict) and "attrs" in entry[1] else entry[1]
-        for entry in message["attrs"]
-        if entry[0] != "UNKNOWN"
-    }
+    """Attributes by name, addresses as values, nested attributes as dictionaries; those that pyroute2 doesn't know are left out."""
+    found: dict[str, Any] = {}
+    for name, value, *_ in message["attrs"]:
+        if isinstance(value, dict) and "attrs" in value:
+            found[name] = attributes(value)
+        elif name != "UNKNOWN":
+            found[name] = ipaddress.ip_address(value) if name in ADDRESSES else value
+    return found
 
 
 @given(names, mtus, macs)
@@ -142,6 +146,13 @@ def test_making_an_ifb_naming_a_link_and_deleting_it(name: str, alias: str) -> N
     assert read_by_pyroute2(rtnl.delete_link(name)) == {"event": "RTM_DELLINK", "send": 0, "IFLA_IFNAME": name}
 
 
+@given(names, numbers)
+def test_deleting_a_group_of_links(name: str, group: int) -> None:
+    found = {"event": "RTM_NEWLINK", "send": 0, "IFLA_IFNAME": name, "IFLA_GROUP": group}
+    assert read_by_pyroute2(rtnl.set_group(name, group)) == found
+    assert read_by_pyroute2(rtnl.delete_group(group)) == {"event": "RTM_DELLINK", "send": 0, "IFLA_GROUP": group}
+
+
 @given(indexes, st.none() | st.booleans(), st.just(0) | mtus, st.just("") | macs, st.just("") | names, st.none() | st.integers(0, 2**31 - 1))
 def test_changing_a_link(index: int, up: bool | None, mtu: int, mac: str, alias: str, master: int | None) -> None:
     assert read_by_pyroute2(rtnl.set_link(index, up=up, mtu=mtu, mac=mac, alias=alias, master=master)) == {
@@ -168,7 +179,7 @@ def test_isolating_a_port(index: int, isolated: bool) -> None:
 def test_adding_and_deleting_an_address(index: int, interface: Any) -> None:
     nodad = {"flags": 2, "IFA_FLAGS": 2} if interface.version == 6 else {}
     prefix = {"prefixlen": interface.network.prefixlen} if interface.network.prefixlen else {}
-    address = {"family": family(interface), **prefix, "index": index, "IFA_LOCAL": str(interface.ip), "IFA_ADDRESS": str(interface.ip)}
+    address = {"family": family(interface), **prefix, "index": index, "IFA_LOCAL": interface.ip, "IFA_ADDRESS": interface.ip}
     assert read_by_pyroute2(rtnl.add_address(index, interface)) == {"event": "RTM_NEWADDR", "send": EXISTS_NOT, **address, **nodad}
     assert read_by_pyroute2(rtnl.delete_address(index, interface)) == {"event": "RTM_DELADDR", "send": 0, **address, **nodad}
 
@@ -186,9 +197,9 @@ def test_adding_and_deleting_a_route(index: int, way: Any, default: bool, direct
         "RTA_TABLE": table,
         **({"table": table} if table < 256 else {}),
         **({"RTA_PRIORITY": metric} if metric else {}),
-        **({"RTA_DST": str(way.network.network_address)} if not default else {}),
+        **({"RTA_DST": way.network.network_address} if not default else {}),
         **({"dst_len": way.network.prefixlen} if not default and way.network.prefixlen else {}),
-        **({"RTA_GATEWAY": str(way.ip)} if not direct else {}),
+        **({"RTA_GATEWAY": way.ip} if not direct else {}),
     }
     # IPv6 has no scopes; for IPv4 a neighbour's is "link" and one's own is "host", as iproute2 has it.
     scope = 254 if local else 253 if direct else 0
@@ -204,7 +215,7 @@ def test_adding_and_deleting_a_rule(way: Any, table: int, priority: int) -> None
         "family": family(way),
         **({"src_len": way.network.prefixlen} if way.network.prefixlen else {}),
         "action": 1,
-        "FRA_SRC": str(way.network.network_address),
+        "FRA_SRC": way.network.network_address,
         "FRA_TABLE": table,
         "FRA_PRIORITY": priority,
         "FRA_PROTOCOL": rtnl.RTPROT_ATOLL,
@@ -461,8 +472,10 @@ def test_a_refusal_carries_the_kernels_number_and_words(host: None) -> None:
 
 # --- set elements --------------------------------------------------------------------------------------------------------------------
 
+interface_names = st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,14}", fullmatch=True)
 FIELDS: dict[Field, st.SearchStrategy[Value]] = {
-    "ifname": st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,14}", fullmatch=True),
+    "ifname": interface_names,
+    "way": interface_names,
     "ether": macs,
     "ipv4": st.ip_addresses(v=4).map(str),
     "ipv6": st.ip_addresses(v=6).map(str),
@@ -482,20 +495,19 @@ def elements_of(name: str) -> st.SearchStrategy[Element]:
 @pytest.mark.parametrize("name", SETS)
 def test_an_element_is_encoded_as_the_kernel_holds_it(host: None, name: str) -> None:
     spec = SETS[name]
-    kernel = Host()
-    kernel.nft.apply(RESET + SKELETON)
-
-    # Ranges that overlap are refused; of those only one at a time.
-    sizes = {"max_size": 1} if spec.interval else {"unique_by": lambda element: element.key, "max_size": 20}
+    kind = "map" if spec.data else "set"
+    # Ranges that overlap are refused, so of those there is one at a time.
+    lists = st.lists(elements_of(name), min_size=1, max_size=1 if spec.interval else 20, unique_by=lambda element: element.key)
 
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(st.lists(elements_of(name), min_size=1, **sizes))
+    @given(lists)
     def check(elements: list[Element]) -> None:
-        kernel.nft.apply(f"flush set {spec.family} {TABLE} {name}\n" + statement("add", elements))
+        kernel.nft.apply(f"flush {kind} {spec.family} {TABLE} {name}\n" + statement("add", elements))
         held = [tuple(found) for found in nft.elements(kernel.nfnl, spec.family, TABLE, name)]
         assert sorted(held) == sorted(tuple(encode(element)) for element in elements)
         kernel.nft.apply(statement("delete", elements))
         assert not list(nft.elements(kernel.nfnl, spec.family, TABLE, name))
 
-    check()
-    kernel.close()
+    with contextlib.closing(Host()) as kernel:
+        kernel.nft.apply(RESET + SKELETON)
+        check()

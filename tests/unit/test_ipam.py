@@ -311,6 +311,16 @@ def test_overlapping_and_adjacent_ranges_count_once() -> None:
     assert [int(address) & 0xFF for address in drain(pool)] == list(range(128, 136))
 
 
+def test_a_release_outside_the_ranges_does_not_bring_the_address_freed_last_back_early() -> None:
+    static = IPv4Address("192.168.34.200")
+    pool = Pool("br0", SLASH_24, gateway=None, ranges=[IPv4Network("192.168.34.8/30")])
+    pool.claim(static, "r1")
+    for address in drain(pool)[:2][::-1]:
+        pool.release(address)
+    pool.release(static)
+    assert str(pool.allocate("r2")) == "192.168.34.9"  # .8 was freed after it
+
+
 def test_a_restarting_container_gets_another_address_and_so_does_a_pool_reopened_at_its_cursor() -> None:
     pool = Pool("br0", SLASH_24, gateway=GATEWAY)
     first = pool.allocate("web")

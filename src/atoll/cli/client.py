@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -80,7 +79,7 @@ def _open() -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(_PATIENCE)
-        sock.connect(str(paths.socket_path()))
+        sock.connect(paths.socket_path())
     except BaseException:
         sock.close()
         raise
@@ -104,10 +103,12 @@ def _connect(start: bool) -> socket.socket:
 
 def start_daemon() -> None:
     """Start a daemon of our own and wait until it answers. Raises `Failed` with its own words."""
+    import subprocess
+
     run = paths.run_folder()
     try:
-        run.mkdir(parents=True, exist_ok=True, mode=0o755)
-        log = open(run / "daemon.log", "ab")  # noqa: SIM115 - the daemon keeps it
+        os.makedirs(run, exist_ok=True, mode=0o755)
+        log = open(os.path.join(run, "daemon.log"), "ab")  # noqa: SIM115 - the daemon keeps it
     except OSError as error:
         raise Denied(f"may not write to {run} ({error.strerror})", "run as root, or set ATOLL_RUN to a folder of your own") from None
     reader, writer = os.pipe()
@@ -129,7 +130,7 @@ def start_daemon() -> None:
             time.sleep(0.02)
         raise Failed(f"the daemon did not start: {words}")
     if not running():
-        raise Failed(f"the daemon did not start (exit code {process.poll()})", f"see {run / 'daemon.log'}")
+        raise Failed(f"the daemon did not start (exit code {process.poll()})", f"see {run}/daemon.log")
 
 
 def _read_all(fd: int) -> str:

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _serve(state: os.PathLike[str], run: os.PathLike[str], ready_fd: int) -> None:
+def _serve(state: str, run: str, ready_fd: int) -> None:
     from pathlib import Path
 
     import uvloop

@@ -89,6 +89,8 @@ def shard_up(network: Network, shard: int) -> list[Operation]:
     return [
         BridgeAdd(name, network.mtu, _shard_mac(network.mac, shard), mark),
         SysctlSet(HOST, f"net/ipv6/conf/{name}/disable_ipv6", "1", optional=True),
+        # It has no address, but would answer for the gateway's all the same, and packets would leave by it past the network's NAT.
+        SysctlSet(HOST, f"net/ipv4/conf/{name}/arp_ignore", "8"),
         LinkSet(HOST, name, up=True),
         VethAdd(down, up, HOST, "", network.mtu, near, mark),
         *([LinkSet(HOST, down, isolated=True)] if not network.icc else []),

@@ -1,8 +1,9 @@
 """Which way a namespace's packets leave: default routes and source rules, decided over all of its endpoints.
 
 For each address family one endpoint is the gateway: the highest `gateway_priority`, and among equals the one that was connected first.
-What is sent from another endpoint's address must still leave by that endpoint (its network would drop another's address, and a client
-of its published ports waits for the answer from there), so each of those gets a rule and a routing table of its own.
+What is sent from an endpoint's address must still leave by that endpoint (another network would drop the address, and a client of its
+published ports waits for the answer from there), so where there are several each gets a rule and a routing table of its own. The gateway
+too: without one it would answer clients that are on another network of the namespace directly, over there.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ def routes(attached: Collection[tuple[Network, Endpoint]], *, foreign_default: C
             key=lambda pair: (-pair[1].gateway_priority, pair[1].created, pair[1].number),
         )
         for position, (network, endpoint) in enumerate(ways):
-            if position == 0 and version not in foreign_default:
+            leads = position == 0 and version not in foreign_default
+            if leads:
                 wanted.append(_default(network, endpoint, version))
-            else:
+            if len(ways) > 1 or not leads:
                 wanted += _own_table(network, endpoint, version)
     return wanted
 

@@ -17,7 +17,7 @@ from atoll.engine import host_side
 from atoll.engine.state import State
 from atoll.errors import AtollError, Conflict, Denied, Failed, NotFound
 from atoll.firewall.elements import Element, endpoint_elements, network_elements, statement
-from atoll.firewall.skeleton import RESET, SKELETON
+from atoll.firewall.skeleton import FENCES, RESET, SKELETON
 from atoll.kernel import netns, rtnl, sysctl
 from atoll.kernel.host import Host
 from atoll.model import Namespace
@@ -122,12 +122,12 @@ class Base:
 
     # --- the firewall as a whole ---
 
-    def fenced(self) -> list[str]:
-        return list(self.store.facts("fenced:"))
+    def fenced(self) -> list[Element]:
+        return [Element(name, (interface,)) for name in FENCES.values() for interface in self.store.facts(f"{name}:")]
 
     def elements(self) -> list[Element]:
         """Every element that the model asks for."""
-        found = [Element("fenced", (name,)) for name in self.fenced()]
+        found = self.fenced()
         for network in self.state.bridge_networks():
             found += network_elements(network)
             for endpoint in self.state.endpoints_on(network):
@@ -283,8 +283,8 @@ class Base:
             for operation in back:
                 self.store.set_fact(f"former:{operation.setting}", None)
             if not any(True for _ in self.state.bridge_networks()):
-                for name in self.fenced():
-                    self.store.set_fact(f"fenced:{name}", None)
+                for element in self.fenced():
+                    self.store.set_fact(f"{element.set}:{element.key[0]}", None)
 
     def ready(self, endpoint: Endpoint) -> Endpoint:
         made = structs.replace(endpoint, state="ready")

@@ -262,7 +262,7 @@ class EndpointVerbs(Base):
             return []
         grown = structs.replace(network, shards=endpoint.shard + 1)
         name = grown.shard(endpoint.shard)
-        new = [Element("ours", (name,)), Element("within", (name, name))]
+        new = [Element("ours", (name,)), Element("within", (name, name)), Element("shards", (name,))]
         if network.internal:
             new.append(Element("internals", (name,)))
         return [NftScript(statement("add", new)), *bridge.shard_up(grown, endpoint.shard)]

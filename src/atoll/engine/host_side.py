@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from atoll.drivers import of
+from atoll.firewall.elements import Element
+from atoll.firewall.skeleton import FENCES
 from atoll.model import BRIDGE_PREFIX, SHAPER_PREFIX, TRUNK_PREFIX, VETH_PREFIX
 from atoll.plan.operations import HOST, Operation, SysctlSet
 
@@ -99,8 +101,8 @@ def put_back(recorded: Mapping[str, str], removed: Network, networks: Iterable[N
     return sorted(gone, key=lambda operation: operation.setting == _REDIRECTS)
 
 
-def fence(former: Mapping[str, str], links: Collection[Link]) -> list[str]:
-    """The interfaces to fence when forwarding is about to be switched on."""
-    if former.get(_FORWARD4) != "0" and former.get(_FORWARD6) != "0":
-        return []
-    return sorted(link.name for link in links if link.name != "lo" and not link.name.startswith(_OURS))
+def fence(former: Mapping[str, str], links: Collection[Link]) -> list[Element]:
+    """The interfaces to fence in each family whose forwarding is about to be switched on; in the other the host may be a router."""
+    others = sorted(link.name for link in links if link.name != "lo" and not link.name.startswith(_OURS))
+    switched = [version for version, setting in ((4, _FORWARD4), (6, _FORWARD6)) if former.get(setting) == "0"]
+    return [Element(FENCES[version], (name,)) for version in switched for name in others]

@@ -39,8 +39,8 @@ class NetworkVerbs(Base):
             self.store.put(network)
             for setting, value in former.items():
                 self.store.set_fact(f"former:{setting}", value)
-            for interface in fence:
-                self.store.set_fact(f"fenced:{interface}", "")
+            for element in fence:
+                self.store.set_fact(f"{element.set}:{element.key[0]}", "")
         self.state.add_network(network)
         try:
             self.do(plan)
@@ -108,15 +108,14 @@ class NetworkVerbs(Base):
             ula=int(self.store.fact("ula")),
         )
 
-    def _network_plan(self, network: Network) -> tuple[Plan, dict[str, str], list[str]]:
-        """The plan, the host settings' former values that must be recorded first, and the interfaces to fence."""
+    def _network_plan(self, network: Network) -> tuple[Plan, dict[str, str], list[Element]]:
+        """The plan, the host settings' former values that must be recorded first, and the elements that fence other interfaces."""
         links = list(self.links().values())
         networks = [*self.state.networks.values(), network]
         wanted = host_side.needs(networks, links, self.read_setting)
         former = host_side.remember({**host_side.on_adopted(network), **wanted}, self.store.facts("former:"), self.read_setting)
         fence = host_side.fence(former, links)
-        elements = [*network_elements(network), *(Element("fenced", (name,)) for name in fence)]
-        script = statement("add", elements)
+        script = statement("add", [*network_elements(network), *fence])
         if network.driver == "bridge" and not any(True for _ in self.state.bridge_networks()):
             script = RESET + SKELETON + script
         settings = host_side.set_up({setting: value for setting, value in wanted.items() if setting in former})

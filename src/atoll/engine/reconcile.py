@@ -9,9 +9,9 @@ from atoll.engine import host_side
 from atoll.engine.namespaces import NamespaceVerbs
 from atoll.engine.networks import NetworkVerbs
 from atoll.errors import AtollError, Denied, NotFound
-from atoll.firewall.elements import encode
+from atoll.firewall.elements import Element, encode
 from atoll.firewall.elements import text as element_text
-from atoll.firewall.skeleton import FAMILIES, SETS, TABLE
+from atoll.firewall.skeleton import CONSTANT, FAMILIES, SETS, SKELETON, TABLE
 from atoll.kernel import nft
 from atoll.kernel.netlink import NetlinkError
 from atoll.model import BRIDGE_PREFIX, SHAPER_PREFIX, TRUNK_PREFIX, VETH_PREFIX
@@ -22,7 +22,6 @@ from atoll.plan.observe import Observed, repairs
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from atoll.firewall.elements import Element
     from atoll.model import Endpoint, Network
 
 _PREFIXES = (BRIDGE_PREFIX, VETH_PREFIX, TRUNK_PREFIX, SHAPER_PREFIX)
@@ -37,7 +36,8 @@ class Difference(NamedTuple):
 
 
 class Reconcile(NetworkVerbs, NamespaceVerbs):
-    _fingerprint: dict[str, str] | None = None
+    #: Of the tables that our own script makes, by family; learnt when first needed.
+    _fingerprints: dict[str, str] | None = None
 
     # --- at the start ---
 
@@ -58,10 +58,6 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
             self.repair()
         elif any(nft.has_table(self.host.nfnl, family, TABLE) for family in FAMILIES):
             self.rebuild_firewall()
-
-    def rebuild_firewall(self) -> None:
-        super().rebuild_firewall()
-        self._fingerprint = None
 
     # --- comparing ---
 
@@ -171,19 +167,17 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
         missing = [Difference("firewall", f"table {family} {TABLE} is missing", ()) for family in FAMILIES if family not in there]
         if missing:
             return missing
-        if self._fingerprint is None:
-            # What our own script makes is known from having just made it.
-            super().rebuild_firewall()
-            self._fingerprint = {family: nft.fingerprint(sock, family, TABLE) for family in FAMILIES}
-            return []
+        if self._fingerprints is None:
+            self._fingerprints = nft.fingerprints_of(self.host.visitor, SKELETON, FAMILIES, TABLE)
         for family in FAMILIES:
-            if nft.fingerprint(sock, family, TABLE) != self._fingerprint[family]:
+            if nft.fingerprint(sock, family, TABLE) != self._fingerprints[family]:
                 return [Difference("firewall", f"a rule, chain or set of table {family} {TABLE} was changed", ())]
         return list(self._element_differences())
 
     def _element_differences(self) -> Iterator[Difference]:
         wanted: dict[str, list[Element]] = {name: [] for name in SETS}
-        for element in self.elements():
+        constant = [Element(name, (value,)) for name, values in CONSTANT.items() for value in values]
+        for element in [*self.elements(), *constant]:
             wanted[element.set].append(element)
         for name, elements in wanted.items():
             expected = {encode(element): element for element in elements}
@@ -222,27 +216,65 @@ def _is_on_host(operation: op.Operation) -> bool:
             return False
 
 
-def describe(wanted: op.Operation, todo: list[op.Operation]) -> str:
-    """What is wrong, in words: the thing is missing when the whole operation must be done again, else it was altered."""
-    missing = wanted in todo
+def describe(wanted: op.Operation, todo: list[op.Operation], observed: Observed) -> str:
+    """What is wrong, in words."""
     match wanted:
-        case op.BridgeAdd() | op.VethAdd() | op.ChildAdd() | op.ShaperAdd():
-            what = f"link {wanted.name}"
+        case op.VethAdd():
+            ends = ((op.HOST, wanted.name), (wanted.peer_namespace, wanted.peer))
+            missing = [f"link {name}{_inside(namespace)}" for namespace, name in ends if observed.link(namespace, name) is None]
+            return f"{missing[0]} is missing" if missing else _link_fault(wanted, todo, observed)
+        case op.BridgeAdd(name) | op.ShaperAdd(name):
+            return f"link {name} is missing" if observed.link(op.HOST, name) is None else _link_fault(wanted, todo, observed)
+        case op.ChildAdd():
+            there = observed.link(wanted.namespace, wanted.name) is not None
+            name = f"link {wanted.name}{_inside(wanted.namespace)}"
+            return _link_fault(wanted, todo, observed) if there else f"{name} is missing"
         case op.LinkSet():
-            return f"link {wanted.name}{_inside(wanted.namespace)} is not as it should be ({wanted.commands()[0]})"
+            return _link_fault(wanted, todo, observed)
         case op.AddressAdd():
-            what = f"address {wanted.address} of {wanted.link}{_inside(wanted.namespace)}"
+            return f"address {wanted.address} of {wanted.link}{_inside(wanted.namespace)} is missing"
         case op.RouteAdd():
-            what = f"route {wanted.destination} by {wanted.link}{_inside(wanted.namespace)}"
+            table = "" if wanted.table == rtnl.TABLE_MAIN else f" in table {wanted.table}"
+            return f"route {wanted.destination} by {wanted.link}{table}{_inside(wanted.namespace)} is missing"
         case op.RuleAdd():
-            what = f"rule from {wanted.source}{_inside(wanted.namespace)}"
+            return f"rule from {wanted.source}{_inside(wanted.namespace)} is missing"
         case op.SysctlSet():
             return f"{wanted.setting}{_inside(wanted.namespace)} is not {wanted.value}"
         case op.RateSet():
-            what = f"rate limit of {wanted.link}"
+            return f"rate limit of {wanted.link} is not {wanted.rate} bit/s"
+        case op.Redirect():
+            return f"what arrives on {wanted.link} is not led through {wanted.target}"
         case _:
-            what = wanted.commands()[0]
-    return f"{what} is {'missing' if missing else 'altered'}"
+            return f"not so any more: {wanted.commands()[0]}"
+
+
+def _link_fault(wanted: op.Operation, todo: list[op.Operation], observed: Observed) -> str:
+    """What is wrong with a link that is there, or must be made anew."""
+    for part in todo:
+        if not isinstance(part, op.LinkSet):
+            continue
+        name, found = f"link {part.name}{_inside(part.namespace)}", observed.link(part.namespace, part.name)
+        if found is None:
+            return f"{name} is missing"
+        if part.up and not found.up:
+            return f"{name} is down"
+        if part.mtu is not None and part.mtu != found.mtu:
+            return f"{name} has MTU {found.mtu}, not {part.mtu}"
+        if part.mac is not None and part.mac != found.mac:
+            return f"{name} has MAC address {found.mac}, not {part.mac}"
+        if part.alias is not None and part.alias != found.alias:
+            return f"{name} has lost its mark {part.alias}"
+        if part.master is not None:
+            return f"{name} is not a port of {part.master}"
+        if part.isolated is not None and part.isolated != found.isolated:
+            return f"{name} is not isolated"
+        return f"{name} must be set up again"
+    ends = [(op.HOST, wanted.name)] if isinstance(wanted, op.BridgeAdd | op.ShaperAdd) else []
+    if isinstance(wanted, op.VethAdd | op.ChildAdd):
+        ends = [(wanted.peer_namespace, wanted.peer)] if isinstance(wanted, op.VethAdd) else [(wanted.namespace, wanted.name)]
+    namespace, name = ends[0]
+    whose = "is someone else's" if (namespace, name) in observed.foreign else "is altered"
+    return f"link {name}{_inside(namespace)} {whose}"
 
 
 def _inside(namespace: str) -> str:

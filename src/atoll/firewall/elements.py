@@ -49,6 +49,7 @@ def network_elements(network: Network) -> list[Element]:
         if network.internal:
             found.append(Element("internals", (bridge,)))
     found.append(Element("homes", (network.bridge,)))
+    found += [Element("shards", (bridge,)) for bridge in network.bridges()[1:]]
     if not network.icc:
         found.append(Element("isolated", (network.bridge,)))
     if not network.internal:
@@ -147,21 +148,22 @@ def statement(verb: str, elements: Iterable[Element]) -> str:
 
 @lru_cache(maxsize=4096)
 def _packed(field: Field, value: str | int) -> bytes:
-    """One field, padded to the kernel's 4-byte registers."""
     if field == "port":
-        return struct.pack("!Hxx", value)
+        return struct.pack("!H", value)
     if field == "proto":
-        return bytes((PROTOCOL_NUMBER[str(value)], 0, 0, 0))
+        return bytes((PROTOCOL_NUMBER[str(value)],))
     if field in ("ifname", "way"):
         return str(value).encode().ljust(16, b"\0")
     if field == "ether":
-        return bytes.fromhex(str(value).replace(":", "")) + b"\0\0"
+        return bytes.fromhex(str(value).replace(":", ""))
     return address(str(value)).packed
 
 
 def _join(fields: tuple[Field, ...], values: tuple[Value, ...], *, last: bool) -> bytes:
+    """Several fields are each padded to the kernel's 4-byte registers, one alone is not."""
     picked = (value if not isinstance(value, tuple) else value[1 if last else 0] for value in values)
-    return b"".join(_packed(field, value) for field, value in zip(fields, picked, strict=True))
+    parts = [_packed(field, value) for field, value in zip(fields, picked, strict=True)]
+    return parts[0] if len(parts) == 1 else b"".join(part + bytes(-len(part) & 3) for part in parts)
 
 
 def encode(element: Element) -> Encoded:

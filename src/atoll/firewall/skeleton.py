@@ -48,6 +48,8 @@ SETS: Final[dict[str, SetSpec]] = {
     "ours": SetSpec("inet", ("ifname",)),
     # endpoints are behind this bridge of ours, and so are their addresses
     "homes": SetSpec("inet", ("way",)),
+    # a further bridge of a network; its packets are on their way to or from the first one
+    "shards": SetSpec("inet", ("ifname",)),
     # packets may pass from the first bridge to the second: both are of one network
     "within": SetSpec("inet", ("ifname", "ifname")),
     # the endpoints behind this bridge reach each other by published ports only
@@ -61,8 +63,11 @@ SETS: Final[dict[str, SetSpec]] = {
     "sourced6": SetSpec("inet", ("ifname",), ("ipv6",)),
     # the outside may reach the endpoints behind this bridge by their own addresses
     "routable": SetSpec("inet", ("ifname",)),
-    # these interfaces were there before forwarding was switched on for us; nothing passes between them
-    "fenced": SetSpec("inet", ("ifname",)),
+    # these interfaces were there before forwarding in this family was switched on for us; nothing of it passes between them
+    "fenced4": SetSpec("inet", ("ifname",)),
+    "fenced6": SetSpec("inet", ("ifname",)),
+    # the protocols that have ports to publish; always these
+    "carried": SetSpec("inet", ("proto",)),
     # a host port on every address, or on one, and where it leads
     "ports4": SetSpec("inet", ("proto", "port"), ("ipv4", "port")),
     "ports6": SetSpec("inet", ("proto", "port"), ("ipv6", "port")),
@@ -82,6 +87,9 @@ SETS: Final[dict[str, SetSpec]] = {
     "unguarded": SetSpec("bridge", ("ifname",)),
 }
 
+#: Elements that are there from the beginning.
+CONSTANT: Final[dict[str, tuple[str, ...]]] = {"carried": ("tcp", "udp", "sctp")}
+
 
 def _declare(name: str, spec: SetSpec) -> str:
     kind = "map" if spec.data else "set"
@@ -90,7 +98,8 @@ def _declare(name: str, spec: SetSpec) -> str:
     key = " . ".join(_NFT_TYPE[field] for field in spec.key)
     data = " : " + " . ".join(_NFT_TYPE[field] for field in spec.data) if spec.data else ""
     flags = " flags interval;" if spec.interval else ""
-    return f"\t{kind} {name} {{ type {key}{data};{flags} }}"
+    elements = f" elements = {{ {', '.join(CONSTANT[name])} }}" if name in CONSTANT else ""
+    return f"\t{kind} {name} {{ type {key}{data};{flags}{elements} }}"
 
 
 def _declarations(family: str) -> str:
@@ -100,7 +109,6 @@ def _declarations(family: str) -> str:
 SKELETON: Final = f"""\
 table inet {TABLE} {{
 {_declarations("inet")}
-	set carried {{ type inet_proto; elements = {{ tcp, udp, sctp }} }}
 
 	chain early {{
 		type filter hook prerouting priority raw; policy accept;
@@ -114,6 +122,8 @@ table inet {TABLE} {{
 		iifname "att*" drop
 		# Nobody elsewhere is an endpoint: not to a server that trusts its neighbours, nor in a connection that an endpoint has.
 		iifname != @ours fib saddr oifname @homes drop
+		# Where frames pass this table too (br_netfilter), a connection must be seen first where its NAT is decided.
+		iifname @shards notrack
 	}}
 
 	chain published {{
@@ -184,7 +194,8 @@ table inet {TABLE} {{
 		# An interface with our kind of name that no element speaks of.
 		iifname "atb*" drop
 		oifname "atb*" drop
-		iifname @fenced oifname @fenced drop
+		meta nfproto ipv4 iifname @fenced4 oifname @fenced4 drop
+		meta nfproto ipv6 iifname @fenced6 oifname @fenced6 drop
 	}}
 
 	chain departing {{
@@ -252,3 +263,5 @@ table bridge {TABLE} {{
 #: Makes both tables anew in one transaction, whether they exist or not; `nft` before 1.0.7 has no `destroy`.
 RESET: Final = "\n".join(f"add table {family} {TABLE}\ndelete table {family} {TABLE}" for family in ("inet", "bridge")) + "\n"
 FAMILIES: Final = ("inet", "bridge")
+#: The sets of fenced interfaces by family.
+FENCES: Final = {4: "fenced4", 6: "fenced6"}

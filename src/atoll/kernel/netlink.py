@@ -43,6 +43,8 @@ NLA_TYPE_MASK: Final = 0x3FFF
 _NLM_F_CAPPED: Final = 0x100
 _NLM_F_ACK_TLVS: Final = 0x200
 _NLMSGERR_ATTR_MSG: Final = 1
+#: linux/err.h, MAX_ERRNO
+_LARGEST_ERROR: Final = 4095
 
 _SOL_NETLINK: Final = 270
 _NETLINK_ADD_MEMBERSHIP: Final = 1
@@ -147,11 +149,19 @@ def messages(data: bytes, namespace: int | None = None) -> Iterator[Message]:
         offset += (length + 3) & ~3
 
 
+def _error_number(answer: Message) -> int:
+    """What an NLMSG_ERROR or NLMSG_DONE message begins with: the negative of an error's number, 0 for success."""
+    number: int = -_S32.unpack_from(answer.body)[0]
+    if not 0 <= number <= _LARGEST_ERROR:
+        raise ValueError(f"netlink error number {number}")
+    return number
+
+
 def _refusal(answer: Message, index: int) -> NetlinkError | None:
     """The error that an NLMSG_ERROR message carries, with the kernel's own words; None when it is an acknowledgement."""
     if len(answer.body) < 4 + HEADER_SIZE:
         raise ValueError("netlink error message cut short")
-    code = -_S32.unpack_from(answer.body)[0]
+    code = _error_number(answer)
     if code == 0:
         return None
     words = ""
@@ -275,8 +285,8 @@ class Socket:
                 if answer.flags & NLM_F_DUMP_INTR:
                     complete = False
                 if answer.type == NLMSG_DONE:
-                    code = -_S32.unpack_from(answer.body)[0] if len(answer.body) >= 4 else 0
-                    if code > 0:
+                    code = _error_number(answer) if len(answer.body) >= _S32.size else 0
+                    if code:
                         raise NetlinkError(code, "")
                     return answers, complete
                 if answer.type == NLMSG_ERROR:

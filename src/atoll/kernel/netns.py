@@ -207,6 +207,16 @@ def create(visitor: Visitor, directory: Path, name: str, setup: Callable[[], Non
     return visitor.run(visitor.home, make)
 
 
+def unnamed(visitor: Visitor) -> int:
+    """A new namespace that lives as long as the descriptor."""
+
+    def make() -> int:
+        unshare(CLONE_NEWNET)
+        return os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+
+    return visitor.run(visitor.home, make)
+
+
 class Process(NamedTuple):
     """A process that can't be confused with a later one of the same number: `start` is its start time in clock ticks since boot."""
 

@@ -6,20 +6,22 @@ command (about 4 ms). Nothing is ever decided from nft's output: what the kernel
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import hashlib
+import os
 import shutil
 import struct
 import subprocess
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from atoll.errors import Failed, Unsupported
-from atoll.kernel import netlink
+from atoll.kernel import netlink, netns
 from atoll.kernel.netlink import NETLINK_NETFILTER, attribute, attribute_list, attributes, message, string
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from atoll.kernel.netns import Visitor
 
@@ -168,11 +170,22 @@ def _value(payload: bytes) -> bytes:
     return attributes(payload).get(1, b"")
 
 
+def fingerprints_of(visitor: Visitor, script: str, families: Collection[str], table: str) -> dict[str, str]:
+    """The fingerprints of the tables that a script makes, learnt in an empty namespace that is gone afterwards."""
+    fd = netns.unnamed(visitor)
+    try:
+        with contextlib.closing(open_nft(visitor, fd)) as nft, visitor.run(fd, open_socket) as sock:
+            nft.apply(script)
+            return {family: fingerprint(sock, family, table) for family in families}
+    finally:
+        os.close(fd)
+
+
 def fingerprint(sock: netlink.Socket, family: str, table: str) -> str:
     """A digest of the table's chains, sets and rules, without elements and without what changes by itself.
 
-    Two tables that were made by the same script have the same digest, if the script has no anonymous sets (the kernel numbers those);
-    empty when there is no table.
+    Two tables that were made by the same script have the same digest (of anonymous sets, which the kernel numbers, each table has its
+    own); empty when there is no table.
     """
     digest = hashlib.sha256()
     rows: list[bytes] = []

@@ -181,6 +181,14 @@ class RuleRow(NamedTuple):
     family: int
 
 
+class QueueRow(NamedTuple):
+    """A queue; `rate` in bytes a second, 0 for kinds that limit none."""
+
+    ifindex: int
+    kind: str
+    rate: int
+
+
 def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
@@ -357,8 +365,8 @@ def parse_address(body: bytes) -> AddressRow:
 def addresses(sock: Socket) -> list[AddressRow]:
     request = message(RTM_GETADDR, 0, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
     # The kernel answers for every family that has addresses, MCTP among them.
-    versions = (socket.AF_INET, socket.AF_INET6)
-    return [parse_address(answer.body) for answer in sock.dump(request) if answer.type == RTM_NEWADDR and answer.body[0] in versions]
+    families = (bytes([socket.AF_INET]), bytes([socket.AF_INET6]))
+    return [parse_address(answer.body) for answer in sock.dump(request) if answer.type == RTM_NEWADDR and answer.body[:1] in families]
 
 
 def _unpack(family: int, packed: bytes) -> Address:
@@ -507,8 +515,9 @@ def add_tbf(index: int, rate: int) -> bytes:
 
 
 def add_ingress(index: int) -> bytes:
-    """The hook for what arrives on an interface (`tc qdisc add dev X ingress`)."""
-    return message(RTM_NEWQDISC, CREATE, _TC.pack(0, index, 0xFFFF0000, _TC_H_INGRESS, 0) + text(_TCA_KIND, "ingress"))
+    """The hook for what arrives on an interface (`tc qdisc replace dev X ingress`); one that is there stays."""
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    return message(RTM_NEWQDISC, flags, _TC.pack(0, index, 0xFFFF0000, _TC_H_INGRESS, 0) + text(_TCA_KIND, "ingress"))
 
 
 def add_redirect(index: int, target: int) -> bytes:
@@ -524,14 +533,28 @@ def add_redirect(index: int, target: int) -> bytes:
     return message(RTM_NEWTFILTER, CREATE | NLM_F_APPEND, body + text(_TCA_KIND, "u32") + options)
 
 
-def queues(sock: Socket) -> Iterator[tuple[int, str]]:
-    """The index and kind of every queue that is not the kernel's default."""
+def queues(sock: Socket) -> Iterator[QueueRow]:
+    """Every queue that is not the kernel's default."""
     for answer in sock.dump(message(RTM_GETQDISC, 0, _TC.pack(0, 0, 0, 0, 0))):
         if answer.type != RTM_NEWQDISC or len(answer.body) < _TC.size:
             continue
         _, index, handle, _, _ = _TC.unpack_from(answer.body)
         if handle:
-            yield index, string(attributes(answer.body, _TC.size).get(_TCA_KIND, b""))
+            found = attributes(answer.body, _TC.size)
+            kind = string(found.get(_TCA_KIND, b""))
+            yield QueueRow(index, kind, _tbf_rate(found.get(_TCA_OPTIONS, b"")) if kind == "tbf" else 0)
+
+
+def has_ingress_filter(sock: Socket, index: int) -> bool:
+    """Whether anything is done to what arrives on an interface."""
+    request = message(RTM_GETTFILTER, 0, _TC.pack(0, index, 0, 0xFFFF0000, 0))
+    return any(answer.type == RTM_NEWTFILTER for answer in sock.dump(request))
+
+
+def _tbf_rate(options: bytes) -> int:
+    found = attributes(options)
+    wide, parms = found.get(_TCA_TBF_RATE64, b""), found.get(_TCA_TBF_PARMS, b"")
+    return number(wide) if wide else number(parms[8:12])
 
 
 # --- namespaces ----------------------------------------------------------------------------------------------------------------------

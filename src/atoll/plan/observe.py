@@ -37,7 +37,7 @@ class Stack:
             for rule in rtnl.rules(sock):
                 if rule.source is not None:
                     self.rules.add((str(rule.source), rule.table, rule.priority))
-        self.queues = {(self.names.get(index, ""), kind) for index, kind in rtnl.queues(sock)}
+        self.queues = {(self.names.get(queue.ifindex, ""), queue.kind): queue.rate for queue in rtnl.queues(sock)}
 
 
 class Observed:
@@ -46,6 +46,8 @@ class Observed:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._stacks: dict[str, Stack | None] = {}
+        #: Links, as (namespace, name), that someone else has made under a name that is ours.
+        self.foreign: set[tuple[str, str]] = set()
 
     def stack(self, namespace: str) -> Stack | None:
         """None when the namespace is not there."""
@@ -57,22 +59,37 @@ class Observed:
                 self._stacks[namespace] = None
         return self._stacks[namespace]
 
+    def link(self, namespace: str, name: str) -> Link | None:
+        stack = self.stack(namespace)
+        return stack.links.get(name) if stack is not None else None
+
+    def redirects(self, link: str) -> bool:
+        """Whether what arrives on an interface of the host is led elsewhere."""
+        stack = self.stack(op.HOST)
+        return stack is not None and (link, "ingress") in stack.queues and rtnl.has_ingress_filter(self._host.rtnl, stack.links[link].ifindex)
+
     def setting(self, namespace: str, name: str) -> str | None:
         with self._host.namespace(namespace) as fd:
             return self._host.visitor.run(fd, lambda: sysctl.read(name))
 
 
 def repairs(operation: op.Operation, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
-    """What makes `operation` true where it isn't; `remade` are the links, as (namespace, name), that earlier repairs make anew."""
+    """What makes `operation` true where it isn't; `remade` are the links, as (namespace, name), that earlier repairs make anew.
+
+    What hangs on a link of someone else's is left alone; making ours in its place will fail and say so.
+    """
+    if _place(operation) in observed.foreign:
+        return []
     match operation:
         case op.BridgeAdd():
-            return _link(operation, op.HOST, operation.name, observed, remade, mtu=operation.mtu, mac=operation.mac)
+            return _link(operation, op.HOST, "bridge", observed, remade, mtu=operation.mtu, mac=operation.mac)
         case op.VethAdd():
             return _veth(operation, observed, remade)
         case op.ChildAdd():
-            return _link(operation, operation.namespace, operation.name, observed, remade, mtu=operation.mtu)
+            mac = operation.mac if operation.kind == "macvlan" else ""
+            return _link(operation, operation.namespace, operation.kind, observed, remade, mtu=operation.mtu, mac=mac)
         case op.ShaperAdd():
-            return _link(operation, op.HOST, operation.name, observed, remade)
+            return _link(operation, op.HOST, "ifb", observed, remade, up=True)
         case op.LinkSet():
             return _set(operation, observed, remade)
         case op.SysctlSet():
@@ -87,54 +104,72 @@ def repairs(operation: op.Operation, observed: Observed, remade: set[tuple[str, 
             stack = observed.stack(namespace)
             there = stack is not None and (str(ipaddress.ip_network(source)), table, priority) in stack.rules
             return [] if there else [operation]
-        case op.RateSet(link, _):
-            return [] if _queue(observed, link, "tbf") and (op.HOST, link) not in remade else [operation]
-        case op.Redirect(link, _):
-            return [] if _queue(observed, link, "ingress") and (op.HOST, link) not in remade else [operation]
+        case op.RateSet(link, rate):
+            return [] if _queue(observed, link, "tbf") == rate // 8 and (op.HOST, link) not in remade else [operation]
+        case op.Redirect(link, target):
+            right = observed.redirects(link) and not {(op.HOST, link), (op.HOST, target)} & remade
+            return [] if right else [operation]
         case _:
             return []
 
 
-def _queue(observed: Observed, link: str, kind: str) -> bool:
+def _place(operation: op.Operation) -> tuple[str, str] | None:
+    """The link that an operation takes for granted, as (namespace, name)."""
+    match operation:
+        case op.LinkSet(namespace, name) | op.AddressAdd(namespace, name):
+            return namespace, name
+        case op.RouteAdd():
+            return operation.namespace, operation.link
+        case op.RateSet(link) | op.Redirect(link):
+            return op.HOST, link
+        case op.SysctlSet(namespace, setting) if "/conf/" in setting:
+            return namespace, setting.split("/")[3]
+        case _:
+            return None
+
+
+def _queue(observed: Observed, link: str, kind: str) -> int | None:
+    """The rate of a queue in bytes a second (0 if it has none); None where the link has no such queue."""
     stack = observed.stack(op.HOST)
-    return stack is not None and (link, kind) in stack.queues
-
-
-def _find(observed: Observed, namespace: str, name: str) -> Link | None:
-    stack = observed.stack(namespace)
-    return stack.links.get(name) if stack is not None else None
+    return stack.queues.get((link, kind)) if stack is not None else None
 
 
 def _link(
-    operation: op.Operation,
+    operation: op.BridgeAdd | op.ChildAdd | op.ShaperAdd,
     namespace: str,
-    name: str,
+    kind: str,
     observed: Observed,
     remade: set[tuple[str, str]],
     *,
+    up: bool | None = None,
     mtu: int = 0,
     mac: str = "",
 ) -> list[op.Operation]:
-    found = _find(observed, namespace, name)
+    name = operation.name
+    found = observed.link(namespace, name)
     if found is None:
         remade.add((namespace, name))
         return [operation]
+    if found.kind != kind:
+        observed.foreign.add((namespace, name))
+        return [operation]
+    changed_up = up if up is not None and found.up != up else None
     changed_mtu = mtu if mtu and found.mtu != mtu else None
     changed_mac = mac if mac and found.mac != mac else None
-    if changed_mtu is None and changed_mac is None:
+    if changed_up is None and changed_mtu is None and changed_mac is None:
         return []
-    return [op.LinkSet(namespace, name, mtu=changed_mtu, mac=changed_mac)]
+    return [op.LinkSet(namespace, name, up=changed_up, mtu=changed_mtu, mac=changed_mac)]
 
 
 def _veth(operation: op.VethAdd, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
     """A pair is whole or it is made anew: a peer that was renamed, moved or replaced is not ours any more."""
-    near = _find(observed, op.HOST, operation.name)
-    far = _find(observed, operation.peer_namespace, operation.peer)
-    whole = near is not None and far is not None and far.kind == "veth" and (not operation.peer_mac or far.mac == operation.peer_mac)
-    if not whole or near is None or far is None:
+    near = observed.link(op.HOST, operation.name)
+    far = observed.link(operation.peer_namespace, operation.peer)
+    if far is not None and not _is_peer(far, near, operation):
+        observed.foreign.add((operation.peer_namespace, operation.peer))
+        return [operation]
+    if near is None or far is None or (operation.peer_mac and far.mac != operation.peer_mac):
         remade.update({(op.HOST, operation.name), (operation.peer_namespace, operation.peer)})
-        if far is not None and observed.stack(operation.peer_namespace) is not None and near is None and far.kind != "veth":
-            return []  # an interface of someone else's has the name; only a person can decide
         leftover: list[op.Operation] = []
         if near is not None:
             leftover.append(op.LinkDelete(op.HOST, operation.name))
@@ -142,7 +177,7 @@ def _veth(operation: op.VethAdd, observed: Observed, remade: set[tuple[str, str]
             leftover.append(op.LinkDelete(operation.peer_namespace, operation.peer))
         return [*leftover, operation]
     changes: list[op.Operation] = []
-    master = _find(observed, op.HOST, operation.master)
+    master = observed.link(op.HOST, operation.master)
     wrong_master = (op.HOST, operation.master) in remade or master is None or near.master != master.ifindex
     wrong_mtu = near.mtu != operation.mtu
     if wrong_master or wrong_mtu or not near.up or near.alias != operation.alias:
@@ -150,7 +185,7 @@ def _veth(operation: op.VethAdd, observed: Observed, remade: set[tuple[str, str]
             op.LinkSet(
                 op.HOST,
                 operation.name,
-                up=True,
+                up=None if near.up else True,
                 mtu=operation.mtu if wrong_mtu else None,
                 master=operation.master if wrong_master else None,
                 alias=operation.alias if near.alias != operation.alias else None,
@@ -163,12 +198,21 @@ def _veth(operation: op.VethAdd, observed: Observed, remade: set[tuple[str, str]
     return changes
 
 
+def _is_peer(far: Link, near: Link | None, operation: op.VethAdd) -> bool:
+    """Whether an interface under the peer's name is the peer, though it may have been altered."""
+    if far.kind != "veth":
+        return False
+    if near is not None:
+        return far.link == near.ifindex
+    return far.mac == operation.peer_mac if operation.peer_mac else far.alias == operation.alias
+
+
 def _set(operation: op.LinkSet, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
     key = (operation.namespace, operation.name)
-    found = _find(observed, *key)
+    found = observed.link(*key)
     if found is None or key in remade or (operation.namespace, operation.name + "/port") in remade:
         return [operation]
-    master = _find(observed, operation.namespace, operation.master) if operation.master else None
+    master = observed.link(operation.namespace, operation.master) if operation.master else None
     right = (
         (operation.up is None or operation.up == found.up)
         and (operation.mtu is None or operation.mtu == found.mtu)

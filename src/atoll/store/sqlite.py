@@ -78,7 +78,9 @@ class Store:
             raise
 
     def put(self, value: Network | Namespace | Endpoint) -> None:
-        self._db.execute(f"INSERT OR REPLACE INTO {_TABLES[type(value)]} VALUES (?, ?)", (_key(value), self._encode(value)))  # noqa: S608 - our own names
+        """Add, or change in its place: a load gives objects in the order in which they were made."""
+        table, row = _TABLES[type(value)], (_key(value), self._encode(value))
+        self._db.execute(f"INSERT INTO {table} VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", row)  # noqa: S608 - our own names
 
     def delete(self, value: Network | Namespace | Endpoint) -> None:
         self._db.execute(f"DELETE FROM {_TABLES[type(value)]} WHERE key = ?", (_key(value),))  # noqa: S608

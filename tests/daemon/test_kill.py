@@ -1,0 +1,467 @@
+"""kill -9, at every step of every verb and at moments of chance: the next daemon finds nothing half made, and nobody else notices."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+import time
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pytest
+
+from tests.daemon.processes import Died, Flow, Inside, QuickDaemon, eventually, flow, kernel, named, open_socket
+from tests.kernel.kernel_state import State, differences
+from tests.support import lenient, outside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+#: The outside's addresses and the host's towards it (RFC 5737, RFC 3849).
+HOST: Final = ("192.0.2.1", "2001:db8::1")
+CLIENT: Final = ("192.0.2.2", "2001:db8::2")
+
+
+class Request(NamedTuple):
+    """One change, by the verb of the engine that carries it out."""
+
+    verb: str
+    method: str
+    target: str
+    body: dict[str, Any] | None = None
+
+
+def create_network(name: str, number: int, *, dual: bool = True, **options: Any) -> Request:
+    body = {"name": name, "subnets": subnets(number)[: 1 + dual], "options": {"mac": f"02:00:00:00:00:{number:02x}"}} | options
+    return Request("create_network", "POST", "/v1/networks", body)
+
+
+def subnets(number: int) -> list[str]:
+    return [f"10.9.{number}.0/24", f"fd09:{number}::/64"]
+
+
+def remove_network(name: str) -> Request:
+    return Request("remove_network", "DELETE", f"/v1/networks/{name}")
+
+
+def create_namespace(name: str) -> Request:
+    return Request("create_namespace", "POST", "/v1/namespaces", {"name": name})
+
+
+def adopt_namespace(name: str, **source: Any) -> Request:
+    return Request("adopt_namespace", "POST", "/v1/namespaces", {"name": name} | source)
+
+
+def remove_namespace(name: str) -> Request:
+    return Request("remove_namespace", "DELETE", f"/v1/namespaces/{name}")
+
+
+def connect(network: str, number: int, namespace: str, host: int, *, dual: bool = True, **options: Any) -> Request:
+    addresses = [f"10.9.{number}.{host}", f"fd09:{number}::{host:x}"][: 1 + dual]
+    body = {"namespace": namespace, "addresses": addresses, "mac": f"02:00:00:00:{number:02x}:{host:02x}"} | options
+    return Request("connect", "POST", f"/v1/networks/{network}/endpoints", body)
+
+
+def disconnect(network: str, namespace: str) -> Request:
+    return Request("disconnect", "DELETE", f"/v1/networks/{network}/endpoints/{namespace}")
+
+
+def publish(namespace: str, *ports: str) -> Request:
+    return Request("publish", "POST", f"/v1/namespaces/{namespace}/publish", {"ports": ports})
+
+
+def unpublish(namespace: str, *ports: str) -> Request:
+    return Request("unpublish", "POST", f"/v1/namespaces/{namespace}/unpublish", {"ports": ports})
+
+
+# --- what is there all along ---------------------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """A host with a daemon on it, a machine outside, and two namespaces on a network that have connections when the daemon dies."""
+
+    def __init__(self, daemon: QuickDaemon, flows: list[Flow]) -> None:
+        self.daemon = daemon
+        self._flows = flows
+        self._before = daemon.view() if daemon.pid else {}
+
+    def flows_go_on(self) -> None:
+        for one in self._flows:
+            one.goes_on()
+
+    def others_are_untouched(self, view: dict[str, Any]) -> None:
+        for kind, items in self._before.items():
+            for name, item in items.items():
+                assert view[kind][name] == item
+
+
+@contextlib.contextmanager
+def stage(folder: Path, *, bystanders: bool = True, **environment: str) -> Iterator[Stage]:
+    lenient()
+    with QuickDaemon(folder, **environment) as daemon, contextlib.ExitStack() as opened:
+        client = opened.enter_context(outside("client", "up0", [f"{HOST[0]}/24", f"{HOST[1]}/64"], [f"{CLIENT[0]}/24", f"{CLIENT[1]}/64"]))
+        flows: list[Flow] = []
+        if bystanders:
+            daemon.start()
+            for request in (create_network("old", 1), create_namespace("old1"), create_namespace("old2")):
+                daemon.call(*request[1:])
+            for request in (connect("old", 1, "old1", 11, publish=["9000:9000"]), connect("old", 1, "old2", 12)):
+                daemon.call(*request[1:])
+            for one, address, port in (
+                (client, HOST[0], 9000),
+                (client, HOST[1], 9000),
+                (Inside("old2"), "10.9.1.11", 9001),
+                (Inside("old2"), HOST[0], 9000),
+            ):
+                flows.append(opened.enter_context(flow(one, address, port, Inside("old1"), port)))
+        made = Stage(daemon, flows)
+        daemon.bury() if not daemon.pid else daemon.kill()
+        yield made
+
+
+# --- every step ----------------------------------------------------------------------------------------------------------------------
+
+
+def story_v4() -> list[Request]:
+    return [
+        create_network("web", 2, dual=False),
+        create_namespace("r1"),
+        connect("web", 2, "r1", 21, dual=False),
+        publish("r1", "8080:80", "127.0.0.1:5353:53/udp"),
+        unpublish("r1", "8080:80", "127.0.0.1:5353:53/udp"),
+        disconnect("web", "r1"),
+        remove_namespace("r1"),
+        remove_network("web"),
+    ]
+
+
+def story_dual() -> list[Request]:
+    """Two networks, the second with the default routes; limited rates; all that a namespace has goes with it."""
+    return [
+        create_network("web", 2),
+        create_network("db", 3, icc=False),
+        create_namespace("r1"),
+        connect("web", 2, "r1", 21, publish=["8080:80", "8000-8009:8000-8009/udp"], ingress_rate="50mbit", egress_rate="50mbit"),
+        connect("db", 3, "r1", 31, gateway_priority=5),
+        publish("r1", "7000-7004:6000-6004"),
+        unpublish("r1", "8080:80", "8000-8009:8000-8009/udp"),
+        remove_namespace("r1"),
+        remove_network("db"),
+        remove_network("web"),
+    ]
+
+
+def story_switched() -> list[Request]:
+    """The default routes move to another network and back."""
+    return [
+        create_network("web", 2),
+        create_network("db", 3, internal=True),
+        create_namespace("r1"),
+        connect("db", 3, "r1", 31),
+        connect("web", 2, "r1", 21, publish=["8080:80"], egress_rate="50mbit"),
+        connect("old", 1, "r1", 15, gateway_priority=9),
+        disconnect("old", "r1"),
+        disconnect("web", "r1"),
+        disconnect("db", "r1"),
+        remove_namespace("r1"),
+        remove_network("db"),
+        remove_network("web"),
+    ]
+
+
+def story_grown() -> list[Request]:
+    """A bridge takes one endpoint here, so the second one needs another bridge, and the third one more."""
+    return [
+        create_network("web", 2, icc=False, guard=False),
+        create_namespace("r1"),
+        create_namespace("r2"),
+        connect("web", 2, "r1", 21),
+        connect("web", 2, "r2", 22, ingress_rate="50mbit"),
+        disconnect("web", "r2"),
+        disconnect("web", "r1"),
+        remove_network("web"),
+        remove_namespace("r1"),
+        remove_namespace("r2"),
+    ]
+
+
+def story_adopted(pid: int) -> list[Request]:
+    return [
+        create_network("web", 2),
+        adopt_namespace("p1", pid=pid),
+        connect("web", 2, "p1", 21, publish=["8080:80"]),
+        remove_namespace("p1"),
+        remove_network("web"),
+    ]
+
+
+def sweep(here: Stage, story: list[Request], verb: str, likewise: Mapping[int, int] = MappingProxyType({})) -> None:
+    """Tell the story to its end, once for each step of `verb`, with a death at that step.
+
+    `likewise` says of a place in the story that undone it may also be as at another, later place.
+    """
+    daemon = here.daemon
+    met = {place for place, request in enumerate(story) if request.verb == verb}
+    touched = met | {place + 1 for place in met} | {likewise.get(place, place) for place in met}
+    assert touched, f"no {verb} in the story"
+    views: list[dict[str, Any]] = []
+    kernels: dict[int, State] = {}
+
+    def remember() -> None:
+        view = daemon.view()
+        if len(views) in touched:
+            kernels[len(views)] = settled(view)
+        views.append(named(view))
+
+    daemon.start()
+    remember()
+    for request in story:
+        daemon.call(*request[1:])
+        remember()
+    daemon.kill()
+    assert views[-1] == views[0]
+
+    for step in range(1, 100):
+        if not tell(here, story, f"{verb}:{step}", views, kernels, likewise):
+            assert step > 2, "hardly any steps were met"
+            return
+    pytest.fail("endless steps")
+
+
+def tell(
+    here: Stage, story: list[Request], fault: str, views: list[dict[str, Any]], kernels: dict[int, State], likewise: Mapping[int, int]
+) -> bool:
+    """Tell the story with a death at one step; whether there was such a step."""
+    daemon = here.daemon
+    daemon.start(fault=fault)
+    for place, request in enumerate(story):
+        try:
+            daemon.call(*request[1:])
+        except Died:
+            break
+    else:
+        daemon.kill()
+        return False
+    assert daemon.has_died()
+    daemon.bury()
+    here.flows_go_on()
+
+    daemon.start()
+    where = f"after a death at {fault}, in {request.method} {request.target}"
+    assert daemon.differences() == [], where
+    view = daemon.view()
+    here.others_are_untouched(view)
+    done = named(view) == views[place + 1]
+    same = place + 1 if done else place if named(view) == views[place] else likewise.get(place, place)
+    assert named(view) == views[same], where
+    wrong = differences(kernels[same], settled(view))
+    assert not wrong, "\n".join([where, *wrong])
+    here.flows_go_on()
+
+    for again in story[place + done :]:
+        daemon.call(*again[1:])
+    assert named(daemon.view()) == views[-1], where
+    assert daemon.differences() == [], where
+    daemon.kill()
+    return True
+
+
+def settled(view: dict[str, Any]) -> State:
+    """The kernel's state when the links of removed namespaces, which go a moment later and together, have gone."""
+    eventually(
+        lambda: not subprocess.run(["ip", "link", "show", "group", str(0x61746F6C)], capture_output=True, check=True).stdout, "links go"
+    )
+    return kernel(view)
+
+
+@pytest.mark.parametrize("verb", sorted({request.verb for request in story_v4()}))
+def test_death_at_any_step_leaves_nothing_half_made(host: None, tmp_path: Path, verb: str) -> None:
+    with stage(tmp_path) as here:
+        sweep(here, story_v4(), verb)
+
+
+@pytest.mark.parametrize("verb", ["create_network", "connect", "publish", "unpublish", "remove_namespace", "remove_network"])
+def test_death_at_any_step_with_two_families_two_networks_and_rates(host: None, tmp_path: Path, verb: str) -> None:
+    with stage(tmp_path) as here:
+        sweep(here, story_dual(), verb)
+
+
+@pytest.mark.parametrize("verb", ["connect", "disconnect", "remove_namespace"])
+def test_death_at_any_step_while_the_default_route_moves(host: None, tmp_path: Path, verb: str) -> None:
+    with stage(tmp_path) as here:
+        sweep(here, story_switched(), verb)
+
+
+@pytest.mark.parametrize("verb", ["connect", "disconnect", "remove_network"])
+def test_death_at_any_step_of_a_network_of_many_bridges(host: None, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import atoll.model\natoll.model.SHARD_PORTS = 1\n")
+    with stage(tmp_path, bystanders=False, PYTHONPATH=str(tmp_path)) as here:
+        # A network that has grown stays so: then it is as after the first disconnect.
+        sweep(here, story_grown(), verb, likewise={4: 6})
+
+
+@pytest.mark.parametrize("verb", ["create_network", "remove_network"])
+def test_death_at_any_step_of_the_hosts_first_and_last_network(host: None, tmp_path: Path, verb: str) -> None:
+    with stage(tmp_path, bystanders=False) as here:
+        sweep(here, [create_network("web", 2), remove_network("web")], verb)
+
+
+@pytest.mark.parametrize("verb", ["adopt_namespace", "connect", "remove_namespace"])
+def test_death_at_any_step_with_the_namespace_of_a_process(host: None, tmp_path: Path, verb: str) -> None:
+    with stage(tmp_path) as here, sleeper() as pid:
+        sweep(here, story_adopted(pid), verb)
+
+
+@contextlib.contextmanager
+def sleeper() -> Iterator[int]:
+    """A process in a network namespace of its own."""
+    with subprocess.Popen(["unshare", "-n", "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
+
+
+def test_death_at_any_step_of_the_recovery_from_a_death_and_from_damage(host: None, tmp_path: Path) -> None:
+    with stage(tmp_path) as here:
+        daemon = here.daemon
+        daemon.start()
+        for request in (create_network("web", 2), create_namespace("r1"), create_namespace("r2")):
+            daemon.call(*request[1:])
+        daemon.call(*connect("web", 2, "r1", 21, publish=["8080:80"], egress_rate="50mbit")[1:])
+        view = daemon.view()
+        whole = settled(view)
+        bridge = view["networks"]["web"]["bridge"]
+        daemon.kill()
+
+        for step in range(1, 100):
+            daemon.start(fault="connect:4")
+            with pytest.raises(Died):
+                daemon.call(*connect("web", 2, "r2", 22, publish=["7000:70"], ingress_rate="50mbit")[1:])
+            daemon.bury()
+            damage = f"nft flush ruleset; ip link del {bridge}; sysctl -qw net.ipv4.ip_forward=0; ip -n r1 link del eth0"
+            subprocess.run(["sh", "-ec", damage], check=True)
+            daemon.start(fault=f"open:{step}")
+            try:
+                daemon.view()
+            except Died:
+                daemon.bury()
+                daemon.start()
+            else:
+                assert step > 5
+                break
+            finally:
+                assert daemon.view() == view, f"after a death at open:{step}"
+                assert daemon.differences() == []
+                wrong = differences(whole, settled(view))
+                assert not wrong, "\n".join([f"after a death at open:{step}", *wrong])
+                here.flows_go_on()
+                daemon.kill()
+
+
+# --- any moment ----------------------------------------------------------------------------------------------------------------------
+
+
+class Model(NamedTuple):
+    """What there is: networks, namespaces, who is connected to what, and which of these publish their port."""
+
+    networks: frozenset[str] = frozenset()
+    namespaces: frozenset[str] = frozenset()
+    endpoints: frozenset[tuple[str, str]] = frozenset()
+    published: frozenset[tuple[str, str]] = frozenset()
+
+
+NETWORKS: Final = {"a": 5, "b": 6}
+NAMESPACES: Final = {"r1": 1, "r2": 2, "r3": 3}
+
+
+def possible(model: Model) -> list[tuple[Request, Model]]:
+    """Every change that can be made, with what there is then."""
+    found: list[tuple[Request, Model]] = []
+    for name, number in NETWORKS.items():
+        if name not in model.networks:
+            found.append((create_network(name, number), model._replace(networks=model.networks | {name})))
+        elif all(network != name for network, _ in model.endpoints):
+            found.append((remove_network(name), model._replace(networks=model.networks - {name})))
+    for name in NAMESPACES:
+        mine = {end for end in model.endpoints if end[1] == name}
+        if name not in model.namespaces:
+            found.append((create_namespace(name), model._replace(namespaces=model.namespaces | {name})))
+        else:
+            left = Model(model.networks, model.namespaces - {name}, model.endpoints - mine, model.published - mine)
+            found.append((remove_namespace(name), left))
+    for end in ((network, namespace) for network in model.networks for namespace in model.namespaces):
+        network, namespace = end
+        host = NAMESPACES[namespace]
+        port = f"{8000 + 10 * NETWORKS[network] + host}:80"
+        if end not in model.endpoints:
+            found.append((connect(network, NETWORKS[network], namespace, 10 + host), model._replace(endpoints=model.endpoints | {end})))
+            continue
+        gone = model._replace(endpoints=model.endpoints - {end}, published=model.published - {end})
+        found.append((disconnect(network, namespace), gone))
+        if end in model.published:
+            found.append((unpublish(namespace, port), model._replace(published=model.published - {end})))
+        else:
+            request = publish(namespace, port)
+            named_network = request._replace(body={"network": network, **(request.body or {})})
+            found.append((named_network, model._replace(published=model.published | {end})))
+    return found
+
+
+def model_of(view: dict[str, Any]) -> Model:
+    ends = [end for name in NAMESPACES if name in view["namespaces"] for end in view["namespaces"][name]["endpoints"]]
+    return Model(
+        frozenset(NETWORKS.keys() & view["networks"].keys()),
+        frozenset(NAMESPACES.keys() & view["namespaces"].keys()),
+        frozenset((end["network"], end["namespace"]) for end in ends),
+        frozenset((end["network"], end["namespace"]) for end in ends if end["ports"]),
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_death_at_any_moment_loses_nothing_that_was_acknowledged(host: None, tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    with stage(tmp_path) as here:
+        daemon, model = here.daemon, Model()
+        daemon.start()
+        empty = settled(daemon.view())
+        for _ in range(15):
+            for _ in range(chance.randrange(6)):
+                request, model = chance.choice(possible(model))
+                daemon.call(*request[1:])
+            request, after = chance.choice(possible(model))
+            if killed_within(daemon, request, chance.uniform(0, 0.015)):
+                model = after
+            here.flows_go_on()
+            daemon.start()
+            assert daemon.differences() == [], request
+            found = daemon.view()
+            assert model_of(found) in (model, after), request
+            model = model_of(found)
+            here.others_are_untouched(found)
+            here.flows_go_on()
+        for name in sorted(model.namespaces):
+            daemon.call(*remove_namespace(name)[1:])
+        for name in sorted(model.networks):
+            daemon.call(*remove_network(name)[1:])
+        assert differences(empty, settled(daemon.view())) == []
+
+
+def killed_within(daemon: QuickDaemon, request: Request, seconds: float) -> bool:
+    """Kill the daemon some time after a request was sent; whether it was acknowledged before."""
+    body = json.dumps(request.body).encode() if request.body else b""
+    with open_socket(daemon.socket) as sock:
+        sock.sendall(
+            b"%s %s HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (request.method.encode(), request.target.encode(), len(body), body)
+        )
+        time.sleep(seconds)
+        daemon.kill()
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := sock.recv(1 << 16):
+                answer += part
+    assert not answer or b" 200 " in answer.split(b"\r\n")[0], answer
+    return bool(answer)

@@ -1,0 +1,124 @@
+"""A shell on a host of its own, in which a page's commands are typed one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from tests.docs.pages import Step
+
+from tests.docs.pages import ROOT, matches
+
+#: Seconds that a command may take, and that what it looks at may take to become as the page says.
+_LONGEST: Final = 30.0
+_PATIENCE: Final = 10.0
+#: Commands that only look, or that leave nothing behind when they fail: a reader takes a second to get to them, we don't, and what they
+#: look at (a server that starts, a repair) may not be there yet.
+_LOOKS: Final = ("curl ", "ip ", "nft list", "atoll events", "atoll ns ls", "atoll ns adopt ", "atoll network ls", "tail ", "tc ")
+
+_NOBODY: Final = 65534
+#: Everything that a page's commands write to is the shell's own: /run with its sockets and named namespaces, and the state of Atoll.
+_SETUP: Final = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 docs /run
+mount -t tmpfs -o mode=755 docs /var/lib
+mkdir /run/home
+mkdir -m 1777 /run/scratch
+mount --bind /run/scratch /tmp
+"""
+#: An ordinary user must get at the interpreter and at Atoll, wherever they are.
+_REACHABLE: Final = """
+reach() {
+    local folder=$1 top
+    setpriv --reuid 65534 --regid 65534 --clear-groups test -x "$folder" && return
+    top=/${folder#/}; top=/$(cut -d/ -f2 <<<"$top")
+    mkdir /run/reached; mount --rbind "$folder" /run/reached
+    mount -t tmpfs -o mode=755 docs "$top"
+    mkdir -p "$folder"; mount --move /run/reached "$folder"; rmdir /run/reached
+}
+"""
+
+
+class Shell:
+    """A context manager that ends whatever was started in the shell. For the namespace of the calling thread."""
+
+    def __init__(self, *, root: bool = True) -> None:
+        reader, self._input = os.pipe()
+        self._output, writer = os.pipe()
+        folders = sorted({sys.base_prefix, sys.prefix, str(ROOT)})
+        setup = _SETUP
+        if not root:
+            setup += _REACHABLE + "".join(f"reach {shlex.quote(folder)}\n" for folder in folders)
+            setup += f"mkdir -m 700 /run/user\nchown {_NOBODY}:{_NOBODY} /run/home /run/user\n"
+        setup += "cd /run/home\nexec "
+        setup += "bash --noprofile --norc" if root else f"setpriv --reuid {_NOBODY} --regid {_NOBODY} --clear-groups bash --noprofile --norc"
+        environment = {
+            "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "HOME": "/run/home",
+            "LC_ALL": "C.UTF-8",
+            "TERM": "dumb",
+            **({} if root else {"XDG_RUNTIME_DIR": "/run/user"}),
+        }
+        command = ["unshare", "--mount", "bash", "--noprofile", "--norc", "-c", setup]
+        self._process = subprocess.Popen(command, stdin=reader, stdout=writer, stderr=writer, env=environment, start_new_session=True)
+        os.close(reader)
+        os.close(writer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(AssertionError, OSError):
+            self.run("atoll daemon stop")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._input)
+        os.close(self._output)
+
+    def run(self, command: str) -> Done:
+        """Type a command and wait for it; one that ends with `&` goes on."""
+        mark = f"=== end of {time.monotonic_ns()} "
+        os.write(self._input, f"{{ {command}\n}} </dev/null; printf '{mark}%s\\n' $?\n".encode())
+        data = b""
+        end = time.monotonic() + _LONGEST
+        while mark.encode() not in data or not data.endswith(b"\n"):
+            ready, _, _ = select.select([self._output], [], [], max(0.0, end - time.monotonic()))
+            part = os.read(self._output, 1 << 16) if ready else b""
+            assert part, f"{command!r} did not end; its output: {data.decode()}"
+            data += part
+        output, _, code = data.decode().rpartition(mark)
+        return Done(output.replace("\r\n", "\n"), int(code))
+
+    def follow(self, step: Step) -> None:
+        """Do a step of a page and hold what it prints against what the page says. Raises `AssertionError`."""
+        end = time.monotonic() + _PATIENCE
+        while True:
+            done = self.run(step.command)
+            if (done.code == 0) if step.expected is None else _is_as_promised(step.expected, done):
+                return
+            if not step.command.partition("-- ")[2].startswith("curl") and not step.command.startswith(_LOOKS):
+                break
+            if time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        raise AssertionError(f"\n{step.command}\n--- said (exit code {done.code})\n{done.output}--- the page says\n{step.expected}")
+
+
+class Done(NamedTuple):
+    output: str
+    code: int
+
+
+def _is_as_promised(expected: str, done: Done) -> bool:
+    """A failure must be visible in the page: a command without output has succeeded."""
+    return matches(expected, done.output) and (done.code == 0 or bool(expected))
