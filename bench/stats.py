@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -116,8 +116,18 @@ def section(result: Result) -> str:
 _WIDTH, _LABEL, _BAR, _STEP = 960, 330, 480, 22
 
 
+def _scale(values: Sequence[float]) -> tuple[str, Callable[[float], float]]:
+    """How long a bar is: from zero where the values are near each other, else logarithmic, which the title must then say."""
+    low, high = min(values), max(values)
+    if high < 10 * low:
+        return "", lambda value: _BAR * value / high
+    least = math.floor(math.log10(low) - 0.01)
+    decades = math.ceil(math.log10(high)) - least
+    return ", logarithmic", lambda value: _BAR * (math.log10(value) - least) / decades
+
+
 def chart(results: Sequence[Result]) -> str:
-    """All rows as bars of their medians, each row on a logarithmic scale of its own, Atoll's in another colour."""
+    """All rows as bars of their medians, each row on a scale of its own, Atoll's in another colour."""
     parts: list[str] = []
     top = 20
     for result in results:
@@ -125,16 +135,15 @@ def chart(results: Sequence[Result]) -> str:
         present = [value for value in medians.values() if value]
         if not present:
             continue
-        low = 10 ** math.floor(math.log10(min(present)) - 0.01)
-        high = 10 ** math.ceil(math.log10(max(present)))
-        parts.append(f'<text x="10" y="{top + 14}" class="title">{escape(result.title)}, {escape(result.unit)}</text>')
+        remark, length = _scale(present)
+        parts.append(f'<text x="10" y="{top + 14}" class="title">{escape(f"{result.title}, {result.unit}{remark}")}</text>')
         top += 24
         for name, value in medians.items():
-            parts.append(f'<text x="{_LABEL - 8}" y="{top + 14}" text-anchor="end">{escape(name)}</text>')
+            width = length(value) if value else 0
             kind = "ours" if name.startswith("Atoll") else "other"
-            length = _BAR * math.log10(value / low) / math.log10(high / low) if value else 0
-            parts.append(f'<rect x="{_LABEL}" y="{top + 3}" width="{length:.1f}" height="14" class="{kind}"/>')
-            parts.append(f'<text x="{_LABEL + length + 6:.1f}" y="{top + 14}">{figure(value)}</text>')
+            parts.append(f'<text x="{_LABEL - 8}" y="{top + 14}" text-anchor="end">{escape(name)}</text>')
+            parts.append(f'<rect x="{_LABEL}" y="{top + 3}" width="{width:.1f}" height="14" class="{kind}"/>')
+            parts.append(f'<text x="{_LABEL + width + 6:.1f}" y="{top + 14}">{figure(value)}</text>')
             top += _STEP
         top += 14
     style = (

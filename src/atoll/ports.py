@@ -24,6 +24,10 @@ class PortTable:
                     return number, holder
         return None
 
+    def holds(self, port: PublishedPort, holder: str) -> bool:
+        """Whether exactly this is published by exactly this holder."""
+        return (port, holder) in self._holders.get((port.protocol, port.host_port), ())
+
     def add(self, port: PublishedPort, holder: str) -> None:
         for number in _numbers(port):
             self._holders.setdefault((port.protocol, number), []).append((port, holder))

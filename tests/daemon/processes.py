@@ -120,8 +120,8 @@ class Daemon:
         if self._pidfd >= 0:
             self.kill()
 
-    def start(self, *, fault: str = "") -> None:
-        """Returns when it serves, or has died of `fault` (VERB:STEP, see `atoll.faults`) on the way there."""
+    def start(self, *, fault: str = "") -> bool:
+        """Whether it serves, and hasn't died of `fault` (VERB:STEP, see `atoll.faults`) on the way there."""
         reader, writer = os.pipe()
         with open(self.log, "ab") as log, open(reader, "rb") as ready:
             try:
@@ -132,6 +132,12 @@ class Daemon:
         assert not words, words
         with contextlib.suppress(ProcessLookupError):
             self._pidfd = os.pidfd_open(self.pid)
+        try:
+            open_socket(self.socket).close()
+        except OSError:
+            assert fault, f"it does not serve; {self.tail()}"
+            return False
+        return True
 
     def _launch(self, environment: dict[str, str], ready: int, log: BinaryIO) -> int:
         command = [sys.executable, "-P", "-m", "atoll.daemon", "--ready-fd", str(ready)]

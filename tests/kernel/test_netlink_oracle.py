@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 AF_INET, AF_INET6 = socket.AF_INET, socket.AF_INET6
 ADDRESSES = {"IFA_LOCAL", "IFA_ADDRESS", "RTA_DST", "RTA_GATEWAY", "FRA_SRC"}
+REPLACE = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
 EXISTS_NOT = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
 
 macs = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
@@ -228,8 +229,7 @@ def test_adding_and_deleting_a_rule(way: Any, table: int, priority: int) -> None
 def test_limiting_a_rate(index: int, rate: int) -> None:
     found = read_by_pyroute2(rtnl.add_tbf(index, rate))
     parms = found.pop("TCA_OPTIONS")["TCA_TBF_PARMS"]
-    replace = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
-    assert found == {"event": "RTM_NEWQDISC", "send": replace, "index": index, "parent": 2**32 - 1, "TCA_KIND": "tbf"}
+    assert found == {"event": "RTM_NEWQDISC", "send": REPLACE, "index": index, "parent": 2**32 - 1, "TCA_KIND": "tbf"}
     assert (parms["rate"], parms["limit"]) == (min(rate // 8, 2**32 - 1), rtnl.tbf_limit(rate))
     # The bucket in ticks of 64 ns.
     assert parms["buffer"] == pytest.approx(rtnl.tbf_burst(rate) / (rate // 8) * 1e9 / 64, rel=1e-3)
@@ -237,10 +237,11 @@ def test_limiting_a_rate(index: int, rate: int) -> None:
 
 @given(indexes, indexes)
 def test_redirecting_what_arrives(index: int, target: int) -> None:
-    queue = {"send": EXISTS_NOT, "index": index, "handle": 0xFFFF0000, "parent": 0xFFFFFFF1, "TCA_KIND": "ingress"}
+    queue = {"send": REPLACE, "index": index, "handle": 0xFFFF0000, "parent": 0xFFFFFFF1, "TCA_KIND": "ingress"}
     assert read_by_pyroute2(rtnl.add_ingress(index)) == {"event": "RTM_NEWQDISC", **queue}
     found = read_by_pyroute2(rtnl.add_redirect(index, target))
     assert (found["event"], found["index"], found["parent"], found["TCA_KIND"]) == ("RTM_NEWTFILTER", index, 0xFFFF0000, "u32")
+    assert (found["send"], found["handle"]) == (REPLACE, 0x80000800)
     assert found["info"] == 1 << 16 | socket.htons(3)  # priority 1, every protocol
     (key,) = found["TCA_OPTIONS"]["TCA_U32_SEL"]["keys"]
     assert key["key_mask"] == 0

@@ -75,7 +75,7 @@ def _ports(verb: str, namespace: str, specs: tuple[str, ...], network: str, dry_
 )
 @output.dry_run_option
 def publish(namespace: str, specs: tuple[str, ...], network: str, dry_run: bool) -> None:
-    """Publish ports of a namespace on the host, while its processes run. Prints all that its endpoint publishes.
+    """Publish ports of a namespace on the host, while its processes run. Prints what it published.
 
     SPEC is [HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp], an IPv6 host address in brackets.
 
@@ -92,5 +92,5 @@ def publish(namespace: str, specs: tuple[str, ...], network: str, dry_run: bool)
 @click.option("--network", default="", shell_complete=output.complete_networks, help="On which network; default: wherever it is published.")
 @output.dry_run_option
 def unpublish(namespace: str, specs: tuple[str, ...], network: str, dry_run: bool) -> None:
-    """Take published ports back; connections through them end. Prints what the endpoint still publishes."""
+    """Take published ports back; connections through them end. Prints what it took back."""
     _ports("unpublish", namespace, specs, network, dry_run)

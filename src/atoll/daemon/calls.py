@@ -13,12 +13,14 @@ from msgspec import Struct
 
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import Invalid
+from atoll.model import parse_publish
 from atoll.view import endpoint_view, namespace_view, network_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from atoll.engine import Engine
+    from atoll.model import Endpoint
     from atoll.plan.operations import Plan
 
 
@@ -125,11 +127,18 @@ def _disconnect(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
 
 
 def _publish(engine: Engine, where: dict[str, str], body: PortsBody) -> Any:
-    return endpoint_view(engine, engine.publish(where["namespace"], body.ports, network=body.network))
+    return _ports_view(engine, engine.publish(where["namespace"], body.ports, network=body.network), body)
 
 
 def _unpublish(engine: Engine, where: dict[str, str], body: PortsBody) -> Any:
-    return endpoint_view(engine, engine.unpublish(where["namespace"], body.ports, network=body.network))
+    return _ports_view(engine, engine.unpublish(where["namespace"], body.ports, network=body.network), body)
+
+
+def _ports_view(engine: Engine, endpoint: Endpoint, body: PortsBody) -> dict[str, Any]:
+    """The endpoint and the ports that changed; all that it publishes may be tens of thousands."""
+    network = engine.state.network(endpoint.network)
+    changed = [str(parse_publish(spec)) for spec in body.ports]
+    return {"id": endpoint.id, "network": network.name, "namespace": endpoint.namespace, "ports": changed}
 
 
 def _differences(engine: Engine, _: dict[str, str], __: NoBody) -> Any:

@@ -67,7 +67,7 @@ class Server:
     async def serve(self, ready: Callable[[], None]) -> None:
         """Until a signal or a request says stop. Raises `Conflict` when another daemon serves this state."""
         loop = asyncio.get_running_loop()
-        self._engine = await self.on_engine(lambda: Engine.open(self._state))
+        self._engine = await self.on_engine(lambda: Engine.open(self._state, own_thread=True))
 
         def hear(kind: str, fields: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(self._heard, kind, fields)

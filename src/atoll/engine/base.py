@@ -53,15 +53,15 @@ class Base:
         self._doomed = False
 
     @classmethod
-    def open(cls, state: str | Path | None = None, *, netns_dir: Path = netns.NETNS_DIR) -> Self:
+    def open(cls, state: str | Path | None = None, *, netns_dir: Path = netns.NETNS_DIR, own_thread: bool = False) -> Self:
         """An engine for the network namespace that the caller is in; `state` is a folder, or None to keep nothing.
 
         What an earlier one left half done is undone, and the kernel is brought to what the state says. Raises `Conflict` when another
-        engine has the state open.
+        engine has the state open. `own_thread` says that the calling thread, which isn't the main thread, is the engine's for good.
         """
         lock = _take(Path(state)) if state is not None else None
         store = Store(Path(state) / "state.db" if state is not None else None)
-        engine = cls(Host(netns_dir), store, lock)
+        engine = cls(Host(netns_dir, in_place=own_thread), store, lock)
         faults.begin("open")
         engine.recover()
         return engine

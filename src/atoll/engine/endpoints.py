@@ -64,6 +64,7 @@ class EndpointVerbs(Base):
             with self.store.transaction():
                 self._record_growth(where, endpoint)
                 self.store.put(endpoint)
+                self.store.add_ports(endpoint.id, endpoint.ports)
                 for pool in self.state.pools(where):
                     self.store.set_cursor(where.id, str(pool.subnet), pool.cursor)
         except BaseException:
@@ -108,11 +109,27 @@ class EndpointVerbs(Base):
         return self.plan_tear_down(where, endpoint, self.state.namespace(namespace))
 
     def publish(self, namespace: str, specs: Sequence[str], *, network: str = "") -> Endpoint:
-        """Publish ports of a namespace that runs. `network` says on which endpoint when there are several; else its gateway's."""
+        """Publish ports of a namespace that runs. `network` says on which endpoint when there are several; else its gateway's.
+
+        Recorded first: what a crash leaves undone is then a difference that recovery puts right.
+        """
         faults.begin("publish")
         endpoint, ports = self._publishing(namespace, specs, network)
         self.settle_for(structs.replace(endpoint, ports=ports, addresses=()))
-        return self._republish(endpoint, (*endpoint.ports, *ports), self._publish_plan(endpoint, ports), "port.publish", ports)
+        made = structs.replace(endpoint, ports=(*endpoint.ports, *ports))
+        with self.store.transaction():
+            self.store.add_ports(endpoint.id, ports)
+        self.state.put_endpoint(made, added=ports)
+        try:
+            self.do(self._publish_plan(endpoint, ports))
+        except BaseException:
+            with self.store.transaction():
+                self.store.delete_ports(endpoint.id, ports)
+            self.state.put_endpoint(endpoint, removed=ports)
+            self.rebuild_firewall()
+            raise
+        self.emit("port.publish", namespace=namespace, ports=[str(port) for port in ports])
+        return made
 
     def plan_publish(self, namespace: str, specs: Sequence[str], *, network: str = "") -> Plan:
         return self._publish_plan(*self._publishing(namespace, specs, network))
@@ -121,8 +138,18 @@ class EndpointVerbs(Base):
         """Take published ports back and forget the connections that came through them."""
         faults.begin("unpublish")
         endpoint, ports = self._unpublishing(namespace, specs, network)
-        kept = tuple(port for port in endpoint.ports if port not in ports)
-        return self._republish(endpoint, kept, self._unpublish_plan(endpoint, ports), "port.unpublish", ports)
+        kept = list(endpoint.ports)
+        for port in ports:
+            kept.remove(port)
+        made = structs.replace(endpoint, ports=tuple(kept))
+        with self.store.transaction():
+            self.store.delete_ports(endpoint.id, ports)
+        self.state.put_endpoint(made, removed=ports)
+        self.delete_elements(element for port in ports for element in port_elements(endpoint, port))
+        self._stale |= {ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports}
+        self.settle()
+        self.emit("port.unpublish", namespace=namespace, ports=[str(port) for port in ports])
+        return made
 
     def plan_unpublish(self, namespace: str, specs: Sequence[str], *, network: str = "") -> Plan:
         return self._unpublish_plan(*self._unpublishing(namespace, specs, network))
@@ -295,7 +322,7 @@ class EndpointVerbs(Base):
             endpoint = holders[0] if holders else self._serving(namespace, "")[1]
         for port in ports:
             if port not in endpoint.ports:
-                published = ", ".join(map(str, endpoint.ports)) or "nothing"
+                published = ", ".join(map(str, endpoint.ports[:8])) or "nothing"
                 raise Conflict(f"{port} is not published by {namespace}", f"published: {published}")
         return endpoint, ports
 
@@ -316,8 +343,8 @@ class EndpointVerbs(Base):
             raise Invalid(f"driver {network.driver} can't publish ports", "its endpoints are on the parent's network themselves")
         if network.internal:
             raise Invalid(f"network {network.name} is internal", "publish from a network that isn't")
-        if sum(port.count for port in (*endpoint.ports, *ports)) > _MOST_PORTS:
-            raise Invalid(f"{endpoint.namespace} would publish more than {_MOST_PORTS} ports", "publish fewer")
+        if sum(port.count for port in ports) > _MOST_PORTS:
+            raise Invalid(f"{endpoint.namespace} would publish more than {_MOST_PORTS} ports at once", "publish fewer")
         seen: list[PublishedPort] = []
         for port in ports:
             if port.host_version and port.host_version not in families:
@@ -348,25 +375,6 @@ class EndpointVerbs(Base):
         elements = [element for port in ports for element in port_elements(endpoint, port)]
         forget = [ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports]
         return Plan.of([NftScript(statement("delete", elements))], forget)
-
-    def _republish(
-        self, endpoint: Endpoint, ports: tuple[PublishedPort, ...], plan: Plan, event: str, changed: Sequence[PublishedPort]
-    ) -> Endpoint:
-        """Record first: what a crash leaves undone is then a difference that recovery puts right, whichever way."""
-        made = structs.replace(endpoint, ports=ports)
-        with self.store.transaction():
-            self.store.put(made)
-        self.state.put_endpoint(made)
-        try:
-            self.do(plan)
-        except BaseException:
-            with self.store.transaction():
-                self.store.put(endpoint)
-            self.state.put_endpoint(endpoint)
-            self.rebuild_firewall()
-            raise
-        self.emit(event, namespace=endpoint.namespace, ports=[str(port) for port in changed])
-        return made
 
 
 def _filled(options: dict[str, object]) -> dict[str, object]:

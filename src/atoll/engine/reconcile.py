@@ -12,12 +12,12 @@ from atoll.errors import AtollError, Denied, NotFound
 from atoll.firewall.elements import Element, encode
 from atoll.firewall.elements import text as element_text
 from atoll.firewall.skeleton import CONSTANT, FAMILIES, SETS, SKELETON, TABLE
-from atoll.kernel import nft
+from atoll.kernel import nft, rtnl
 from atoll.kernel.netlink import NetlinkError
 from atoll.model import BRIDGE_PREFIX, SHAPER_PREFIX, TRUNK_PREFIX, VETH_PREFIX
 from atoll.plan import operations as op
 from atoll.plan.execute import dismantle
-from atoll.plan.observe import Observed, repairs
+from atoll.plan.observe import Observed, place, repairs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -107,14 +107,24 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
 
     # --- links, addresses, routes, settings ---
 
-    def _link_differences(self, namespaces: Collection[str] | None) -> Iterator[Difference]:
+    def _link_differences(self, namespaces: Collection[str] | None) -> list[Difference]:
+        """One for each thing that is wrong; what goes with a link that must be made anew is in that one's repair."""
         observed = Observed(self.host)
         remade: set[tuple[str, str]] = set()
+        found: list[Difference] = []
+        causes: dict[tuple[str, str], int] = {}
         for subject, wanted in self._wanted(namespaces, observed, remade):
             for operation in wanted:
-                todo = repairs(operation, observed, remade)
-                if todo:
-                    yield Difference(subject, describe(operation, todo), tuple(todo))
+                todo = tuple(repairs(operation, observed, remade))
+                if not todo:
+                    continue
+                cause = causes.get(place(operation) or ("", ""))
+                if cause is None:
+                    causes.update((link, len(found)) for link in remade if link not in causes)
+                    found.append(Difference(subject, describe(operation, todo, observed), todo))
+                else:
+                    found[cause] = found[cause]._replace(repair=found[cause].repair + todo)
+        return found
 
     def _wanted(
         self, namespaces: Collection[str] | None, observed: Observed, remade: set[tuple[str, str]]
@@ -216,65 +226,56 @@ def _is_on_host(operation: op.Operation) -> bool:
             return False
 
 
-def describe(wanted: op.Operation, todo: list[op.Operation], observed: Observed) -> str:
+def describe(wanted: op.Operation, todo: Collection[op.Operation], observed: Observed) -> str:
     """What is wrong, in words."""
     match wanted:
-        case op.VethAdd():
-            ends = ((op.HOST, wanted.name), (wanted.peer_namespace, wanted.peer))
-            missing = [f"link {name}{_inside(namespace)}" for namespace, name in ends if observed.link(namespace, name) is None]
-            return f"{missing[0]} is missing" if missing else _link_fault(wanted, todo, observed)
         case op.BridgeAdd(name) | op.ShaperAdd(name):
-            return f"link {name} is missing" if observed.link(op.HOST, name) is None else _link_fault(wanted, todo, observed)
-        case op.ChildAdd():
-            there = observed.link(wanted.namespace, wanted.name) is not None
-            name = f"link {wanted.name}{_inside(wanted.namespace)}"
-            return _link_fault(wanted, todo, observed) if there else f"{name} is missing"
-        case op.LinkSet():
-            return _link_fault(wanted, todo, observed)
-        case op.AddressAdd():
-            return f"address {wanted.address} of {wanted.link}{_inside(wanted.namespace)} is missing"
+            return _link_fault(todo, observed, (op.HOST, name))
+        case op.ChildAdd() | op.LinkSet():
+            return _link_fault(todo, observed, (wanted.namespace, wanted.name))
+        case op.VethAdd():
+            return _link_fault(todo, observed, (op.HOST, wanted.name), (wanted.peer_namespace, wanted.peer))
+        case op.AddressAdd(namespace, link, address):
+            return f"address {address} of {link}{_inside(namespace)} is missing"
         case op.RouteAdd():
             table = "" if wanted.table == rtnl.TABLE_MAIN else f" in table {wanted.table}"
             return f"route {wanted.destination} by {wanted.link}{table}{_inside(wanted.namespace)} is missing"
-        case op.RuleAdd():
-            return f"rule from {wanted.source}{_inside(wanted.namespace)} is missing"
-        case op.SysctlSet():
-            return f"{wanted.setting}{_inside(wanted.namespace)} is not {wanted.value}"
-        case op.RateSet():
-            return f"rate limit of {wanted.link} is not {wanted.rate} bit/s"
-        case op.Redirect():
-            return f"what arrives on {wanted.link} is not led through {wanted.target}"
+        case op.RuleAdd(namespace, source):
+            return f"rule from {source}{_inside(namespace)} is missing"
+        case op.SysctlSet(namespace, setting, value):
+            return f"{setting}{_inside(namespace)} is not {value}"
+        case op.RateSet(link, rate):
+            return f"rate of {link} is not limited to {rate} bit/s"
+        case op.Redirect(link, target):
+            return f"what arrives on {link} is not led through {target}"
         case _:
             return f"not so any more: {wanted.commands()[0]}"
 
 
-def _link_fault(wanted: op.Operation, todo: list[op.Operation], observed: Observed) -> str:
-    """What is wrong with a link that is there, or must be made anew."""
+def _link_fault(todo: Collection[op.Operation], observed: Observed, *ends: tuple[str, str]) -> str:
+    """What is wrong with a link, or with either end of a pair."""
+    for namespace, name in ends:
+        if (namespace, name) in observed.foreign:
+            return f"link {name}{_inside(namespace)} is someone else's"
+    for namespace, name in ends:
+        if observed.link(namespace, name) is None:
+            return f"link {name}{_inside(namespace)} is missing"
     for part in todo:
-        if not isinstance(part, op.LinkSet):
-            continue
-        name, found = f"link {part.name}{_inside(part.namespace)}", observed.link(part.namespace, part.name)
-        if found is None:
-            return f"{name} is missing"
-        if part.up and not found.up:
-            return f"{name} is down"
-        if part.mtu is not None and part.mtu != found.mtu:
-            return f"{name} has MTU {found.mtu}, not {part.mtu}"
-        if part.mac is not None and part.mac != found.mac:
-            return f"{name} has MAC address {found.mac}, not {part.mac}"
-        if part.alias is not None and part.alias != found.alias:
-            return f"{name} has lost its mark {part.alias}"
-        if part.master is not None:
-            return f"{name} is not a port of {part.master}"
-        if part.isolated is not None and part.isolated != found.isolated:
-            return f"{name} is not isolated"
-        return f"{name} must be set up again"
-    ends = [(op.HOST, wanted.name)] if isinstance(wanted, op.BridgeAdd | op.ShaperAdd) else []
-    if isinstance(wanted, op.VethAdd | op.ChildAdd):
-        ends = [(wanted.peer_namespace, wanted.peer)] if isinstance(wanted, op.VethAdd) else [(wanted.namespace, wanted.name)]
-    namespace, name = ends[0]
-    whose = "is someone else's" if (namespace, name) in observed.foreign else "is altered"
-    return f"link {name}{_inside(namespace)} {whose}"
+        if isinstance(part, op.LinkSet) and (found := observed.link(part.namespace, part.name)) is not None:
+            link = f"link {part.name}{_inside(part.namespace)}"
+            if part.up and not found.up:
+                return f"{link} is down"
+            if part.mtu not in (None, found.mtu):
+                return f"{link} has MTU {found.mtu}, not {part.mtu}"
+            if part.mac not in (None, found.mac):
+                return f"{link} has MAC address {found.mac}, not {part.mac}"
+            if part.alias not in (None, found.alias):
+                return f"{link} has lost its mark"
+            if part.isolated not in (None, found.isolated):
+                return f"{link} is not isolated"
+            return f"{link} is not a port of {part.master}"
+    namespace, name = ends[-1]
+    return f"link {name}{_inside(namespace)} is not the one that was made"
 
 
 def _inside(namespace: str) -> str:

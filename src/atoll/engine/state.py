@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from atoll.ipam import Address
+    from atoll.model import PublishedPort
     from atoll.store.sqlite import Store
 
 
@@ -34,7 +35,7 @@ class State:
             self.add_network(network, [store.cursor(network.id, subnet.subnet) for subnet in network.subnets])
         for namespace in store.load(Namespace):
             self.namespaces[namespace.name] = namespace
-        for endpoint in store.load(Endpoint):
+        for endpoint in store.load_endpoints():
             self.claim_addresses(endpoint)
             self.put_endpoint(endpoint)
 
@@ -96,20 +97,17 @@ class State:
 
     # --- endpoints ---
 
-    def put_endpoint(self, endpoint: Endpoint) -> None:
-        """Add or replace; addresses are claimed apart, before."""
-        old = self.endpoints.get(endpoint.id)
+    def put_endpoint(self, endpoint: Endpoint, *, added: Iterable[PublishedPort] = (), removed: Iterable[PublishedPort] = ()) -> None:
+        """Add or replace; addresses are claimed apart, before. Of one that is known, `added` and `removed` say which ports changed."""
+        known = endpoint.id in self.endpoints
         self.endpoints[endpoint.id] = endpoint
         self._of_network.setdefault(endpoint.network, {})[endpoint.id] = endpoint
         self._of_namespace.setdefault(endpoint.namespace, {})[endpoint.id] = endpoint
         self._macs.add((endpoint.network, endpoint.mac))
-        before = old.ports if old else ()
-        for port in before:
-            if port not in endpoint.ports:
-                self.ports.remove(port, endpoint.namespace)
-        for port in endpoint.ports:
-            if port not in before:
-                self.ports.add(port, endpoint.namespace)
+        for port in removed:
+            self.ports.remove(port, endpoint.namespace)
+        for port in added if known else endpoint.ports:
+            self.ports.add(port, endpoint.namespace)
 
     def drop_endpoint(self, endpoint: Endpoint) -> None:
         """Forget it with its addresses and ports. Nothing there is success."""

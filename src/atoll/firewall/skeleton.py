@@ -116,6 +116,8 @@ table inet {TABLE} {{
 		# A port published on 127.0.0.1 needs route_localnet on our bridges; this is why that opens nothing.
 		ip daddr 127.0.0.0/8 drop
 		ip saddr 127.0.0.0/8 drop
+		# To a server with one socket for both families ::ffff:127.0.0.1 looks the same.
+		ip6 saddr ::ffff:0.0.0.0/96 drop
 		# What is sent to a link-local group (01:80:c2:00:00:0x) a bridge hands up from the port itself, past the guard below. The same
 		# goes for a port that somebody took out of its bridge.
 		iifname "atv*" drop
@@ -176,6 +178,8 @@ table inet {TABLE} {{
 		ct state invalid drop
 		# What this host sends itself doesn't come this way (of IPv4 the kernel sees to that, of IPv6 it doesn't).
 		fib saddr type local drop
+		# Nothing is routed by a bridge that is not a network's first, nor by one with our kind of name that no element speaks of.
+		iifname @shards drop
 		iifname "atb*" iifname != @ours drop
 		oifname "atb*" oifname != @ours drop
 		ct status dnat accept

@@ -28,11 +28,14 @@ _SIOCGIFINDEX: Final = 0x8933
 
 
 class Host:
-    """What is open towards one network stack. `netns_dir` is where its named namespaces are mounted."""
+    """What is open towards one network stack. `netns_dir` is where its named namespaces are mounted.
 
-    def __init__(self, netns_dir: Path = netns.NETNS_DIR) -> None:
+    `in_place`: the calling thread exists for this host alone and may visit namespaces itself (see `netns.Visitor`).
+    """
+
+    def __init__(self, netns_dir: Path = netns.NETNS_DIR, *, in_place: bool = False) -> None:
         self.netns_dir = netns_dir
-        self.visitor = netns.Visitor()
+        self.visitor = netns.Visitor(in_place=in_place)
         self.netns = self.visitor.home
         self.identity = netns.identity(self.netns)
         try:

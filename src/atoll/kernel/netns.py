@@ -103,20 +103,31 @@ def open_path(path: str | Path) -> int:
 
 
 class Visitor:
-    """The thread that visits namespaces: runs one function at a time in the namespace of a descriptor.
+    """Visits namespaces: runs one function at a time in the namespace of a descriptor.
 
-    `home` is the descriptor of the namespace that the thread was made in.
+    It has a thread of its own for that, unless it is made `in_place`: then the thread that makes it, which must not be the main thread
+    and must exist for this alone, goes there and back itself (15 us instead of 65). `home` is the descriptor of the namespace that the
+    maker is in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_place: bool = False) -> None:
+        self.home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+        self._maker = threading.get_ident() if in_place else None
+        if in_place:
+            if threading.current_thread() is threading.main_thread():
+                raise ValueError("the main thread never leaves its namespace")
+            return
         self._work: queue.SimpleQueue[tuple[int, Callable[[], object]] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[BaseException | None, object]] = queue.SimpleQueue()
         self._one_at_a_time = threading.Lock()
-        self.home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
         threading.Thread(target=self._loop, name="atoll-visitor", daemon=True).start()
 
     def run(self, fd: int, function: Callable[[], T]) -> T:
         """The function's result, or its exception. The function must not keep the thread (no waiting for a network)."""
+        if self._maker is not None:
+            if threading.get_ident() != self._maker:
+                raise ValueError("this visitor belongs to another thread")
+            return self._visit(fd, function)
         with self._one_at_a_time:
             self._work.put((fd, function))
             error, result = self._done.get()
@@ -125,18 +136,28 @@ class Visitor:
         return result  # type: ignore[return-value]
 
     def close(self) -> None:
-        self._work.put(None)
+        if self._maker is None:
+            self._work.put(None)
         os.close(self.home)
+
+    def _visit(self, fd: int, function: Callable[[], T]) -> T:
+        try:
+            setns(fd)
+            return function()
+        finally:
+            # A thread that stays in a namespace keeps it alive; one that can't come home must not go on anywhere else.
+            try:
+                setns(self.home)
+            except OSError:
+                os.abort()
 
     def _loop(self) -> None:
         while (work := self._work.get()) is not None:
-            fd, function = work
             try:
-                # Always set, never remembered: a function may itself have moved the thread.
-                setns(fd)
-                self._done.put((None, function()))
+                answer: tuple[BaseException | None, object] = (None, self._visit(*work))
             except BaseException as error:
-                self._done.put((error, None))
+                answer = (error, None)
+            self._done.put(answer)
 
 
 def prepare(directory: Path) -> None:

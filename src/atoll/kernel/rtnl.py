@@ -529,8 +529,9 @@ def add_redirect(index: int, target: int) -> bytes:
     action = nested(1, text(1, "mirred"), nested(2, attribute(2, mirred)))
     options = nested(_TCA_OPTIONS, attribute(5, selector), nested(7, action))
     eth_p_all = int.from_bytes(struct.pack("=H", socket.htons(3)), "little")
-    body = _TC.pack(0, index, 0, 0xFFFF0000, (1 << 16) | eth_p_all)
-    return message(RTM_NEWTFILTER, CREATE | NLM_F_APPEND, body + text(_TCA_KIND, "u32") + options)
+    # By its number, as the first of the first table, so that it takes the place of one that led elsewhere.
+    body = _TC.pack(0, index, 0x80000800, 0xFFFF0000, (1 << 16) | eth_p_all)
+    return message(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_REPLACE, body + text(_TCA_KIND, "u32") + options)
 
 
 def queues(sock: Socket) -> Iterator[QueueRow]:

@@ -66,7 +66,9 @@ class Observed:
     def redirects(self, link: str) -> bool:
         """Whether what arrives on an interface of the host is led elsewhere."""
         stack = self.stack(op.HOST)
-        return stack is not None and (link, "ingress") in stack.queues and rtnl.has_ingress_filter(self._host.rtnl, stack.links[link].ifindex)
+        if stack is None or (link, "ingress") not in stack.queues:
+            return False
+        return rtnl.has_ingress_filter(self._host.rtnl, stack.links[link].ifindex)
 
     def setting(self, namespace: str, name: str) -> str | None:
         with self._host.namespace(namespace) as fd:
@@ -78,7 +80,7 @@ def repairs(operation: op.Operation, observed: Observed, remade: set[tuple[str, 
 
     What hangs on a link of someone else's is left alone; making ours in its place will fail and say so.
     """
-    if _place(operation) in observed.foreign:
+    if place(operation) in observed.foreign:
         return []
     match operation:
         case op.BridgeAdd():
@@ -113,7 +115,7 @@ def repairs(operation: op.Operation, observed: Observed, remade: set[tuple[str, 
             return []
 
 
-def _place(operation: op.Operation) -> tuple[str, str] | None:
+def place(operation: op.Operation) -> tuple[str, str] | None:
     """The link that an operation takes for granted, as (namespace, name)."""
     match operation:
         case op.LinkSet(namespace, name) | op.AddressAdd(namespace, name):

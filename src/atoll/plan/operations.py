@@ -275,7 +275,7 @@ class Redirect(Operation, frozen=True):
     def commands(self) -> list[str]:
         return [
             f"tc qdisc replace dev {self.link} ingress",
-            f"tc filter add dev {self.link} parent ffff: protocol all prio 1 u32 match u32 0 0"
+            f"tc filter replace dev {self.link} parent ffff: protocol all prio 1 handle 800::800 u32 match u32 0 0"
             f" action mirred egress redirect dev {self.target}",
         ]
 

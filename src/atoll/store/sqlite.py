@@ -11,12 +11,13 @@ import sqlite3
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from atoll.errors import Failed
-from atoll.model import Endpoint, Namespace, Network
+from atoll.model import Endpoint, Namespace, Network, PublishedPort, parse_publish
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 T = TypeVar("T", Network, Namespace, Endpoint)
@@ -26,6 +27,7 @@ _SCHEMA: Final = """
 CREATE TABLE networks (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 CREATE TABLE namespaces (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 CREATE TABLE endpoints (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE ports (endpoint TEXT NOT NULL, port TEXT NOT NULL, PRIMARY KEY (endpoint, port)) STRICT;
 CREATE TABLE cursors (network TEXT NOT NULL, subnet TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (network, subnet)) STRICT;
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
@@ -78,14 +80,33 @@ class Store:
             raise
 
     def put(self, value: Network | Namespace | Endpoint) -> None:
+        """Add or replace an object. An endpoint's ports are apart (`add_ports`): it may have tens of thousands."""
+        if isinstance(value, Endpoint) and value.ports:
+            value = structs.replace(value, ports=())
         """Add, or change in its place: a load gives objects in the order in which they were made."""
         table, row = _TABLES[type(value)], (_key(value), self._encode(value))
         self._db.execute(f"INSERT INTO {table} VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", row)  # noqa: S608 - our own names
 
     def delete(self, value: Network | Namespace | Endpoint) -> None:
         self._db.execute(f"DELETE FROM {_TABLES[type(value)]} WHERE key = ?", (_key(value),))  # noqa: S608
+        if isinstance(value, Endpoint):
+            self._db.execute("DELETE FROM ports WHERE endpoint = ?", (value.id,))
         if isinstance(value, Network):
             self._db.execute("DELETE FROM cursors WHERE network = ?", (value.id,))
+
+    def add_ports(self, endpoint: str, ports: Iterable[PublishedPort]) -> None:
+        self._db.executemany("INSERT OR REPLACE INTO ports VALUES (?, ?)", [(endpoint, str(port)) for port in ports])
+
+    def delete_ports(self, endpoint: str, ports: Iterable[PublishedPort]) -> None:
+        self._db.executemany("DELETE FROM ports WHERE endpoint = ? AND port = ?", [(endpoint, str(port)) for port in ports])
+
+    def load_endpoints(self) -> Iterator[Endpoint]:
+        """Every endpoint with its ports. Raises `Failed` on a row that can't be read."""
+        ports: dict[str, list[PublishedPort]] = {}
+        for endpoint, text in self._db.execute("SELECT endpoint, port FROM ports ORDER BY rowid"):
+            ports.setdefault(endpoint, []).append(parse_publish(text))
+        for found in self.load(Endpoint):
+            yield structs.replace(found, ports=tuple(ports.get(found.id, ())))
 
     def load(self, kind: type[T]) -> list[T]:
         """Every object of a kind. Raises `Failed` on a row that can't be read."""
