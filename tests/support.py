@@ -66,6 +66,14 @@ def ip(place: Place, *commands: str) -> None:
 
 # --- the host's surroundings ---------------------------------------------------------------------------------------------------------
 
+#: The host's address that faces the outside, and the address of the machine there.
+FACING: Final = {4: "198.51.100.1", 6: "2001:db8:100::1"}
+OUTSIDE: Final = {4: "198.51.100.9", 6: "2001:db8:100::9"}
+
+
+def cidr(addresses: dict[int, str]) -> list[str]:
+    return [f"{addresses[4]}/24", f"{addresses[6]}/64"]
+
 
 def lenient() -> None:
     """Make the calling thread's namespace a host that checks nothing by itself, so that what is blocked was blocked by Atoll; and one

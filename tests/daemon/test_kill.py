@@ -8,7 +8,6 @@ import os
 import random
 import subprocess
 import time
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
@@ -18,7 +17,7 @@ from tests.kernel.kernel_state import State, differences
 from tests.support import lenient, outside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 #: The outside's addresses and the host's towards it (RFC 5737, RFC 3849).
@@ -126,148 +125,170 @@ def stage(folder: Path, *, bystanders: bool = True, **environment: str) -> Itera
 # --- every step ----------------------------------------------------------------------------------------------------------------------
 
 
-def story_v4() -> list[Request]:
-    return [
-        create_network("web", 2, dual=False),
-        create_namespace("r1"),
-        connect("web", 2, "r1", 21, dual=False),
-        publish("r1", "8080:80", "127.0.0.1:5353:53/udp"),
-        unpublish("r1", "8080:80", "127.0.0.1:5353:53/udp"),
-        disconnect("web", "r1"),
-        remove_namespace("r1"),
-        remove_network("web"),
-    ]
+class Scene(NamedTuple):
+    """Changes and those that undo them, on what is given. `crowded`: a bridge takes one endpoint, so a second one needs another bridge."""
+
+    add: list[Request]
+    remove: list[Request]
+    given: Sequence[Request] = ()
+    bystanders: bool = True
+    crowded: bool = False
 
 
-def story_dual() -> list[Request]:
-    """Two networks, the second with the default routes; limited rates; all that a namespace has goes with it."""
-    return [
-        create_network("web", 2),
-        create_network("db", 3, icc=False),
-        create_namespace("r1"),
-        connect("web", 2, "r1", 21, publish=["8080:80", "8000-8009:8000-8009/udp"], ingress_rate="50mbit", egress_rate="50mbit"),
-        connect("db", 3, "r1", 31, gateway_priority=5),
-        publish("r1", "7000-7004:6000-6004"),
-        unpublish("r1", "8080:80", "8000-8009:8000-8009/udp"),
-        remove_namespace("r1"),
-        remove_network("db"),
-        remove_network("web"),
-    ]
+def scenes(pid: int) -> dict[str, Scene]:
+    """All that is tried, by name. `pid` is a process in a network namespace of its own."""
+    limits = {"ingress_rate": "50mbit", "egress_rate": "50mbit"}
+    many = ["8080:80", "8000-8009:8000-8009/udp", "7000-7004:6000-6004", "127.0.0.1:5353:53"]
+    on_web = [create_network("web", 2), create_namespace("r1"), connect("web", 2, "r1", 21)]
+    return {
+        "network": Scene([create_network("web", 2, dual=False)], [remove_network("web")]),
+        "network of two families": Scene([create_network("web", 2, icc=False)], [remove_network("web")]),
+        "first network": Scene([create_network("web", 2)], [remove_network("web")], bystanders=False),
+        "namespace": Scene([create_namespace("r1")], [remove_namespace("r1")]),
+        "endpoint": Scene(
+            [connect("web", 2, "r1", 21, dual=False)],
+            [disconnect("web", "r1")],
+            [create_network("web", 2, dual=False), create_namespace("r1")],
+        ),
+        "endpoint with everything": Scene(
+            [connect("web", 2, "r1", 21, publish=many, **limits)],
+            [disconnect("web", "r1")],
+            [create_network("web", 2, icc=False), create_namespace("r1")],
+        ),
+        "endpoint with the default routes": Scene(
+            [connect("old", 1, "r1", 15, gateway_priority=9, publish=["8080:80"])],
+            [disconnect("old", "r1")],
+            [*on_web, create_network("db", 3, internal=True), connect("db", 3, "r1", 31)],
+        ),
+        "port": Scene([publish("r1", "8080:80")], [unpublish("r1", "8080:80")], on_web),
+        "many ports": Scene([publish("r1", *many)], [unpublish("r1", *many)], on_web),
+        "namespace with everything": Scene(
+            [*on_web[1:], connect("db", 3, "r1", 31, gateway_priority=5, **limits), publish("r1", *many)],
+            [remove_namespace("r1")],
+            [on_web[0], create_network("db", 3)],
+        ),
+        "process": Scene(
+            [adopt_namespace("p1", pid=pid), connect("web", 2, "p1", 21, publish=["8080:80"])],
+            [remove_namespace("p1")],
+            [create_network("web", 2)],
+        ),
+        "further bridge": Scene(
+            [create_network("web", 2, icc=False, guard=False), connect("web", 2, "r1", 21), connect("web", 2, "r2", 22)],
+            [disconnect("web", "r2"), disconnect("web", "r1"), remove_network("web")],
+            [create_namespace("r1"), create_namespace("r2")],
+            bystanders=False,
+            crowded=True,
+        ),
+    }
 
 
-def story_switched() -> list[Request]:
-    """The default routes move to another network and back."""
-    return [
-        create_network("web", 2),
-        create_network("db", 3, internal=True),
-        create_namespace("r1"),
-        connect("db", 3, "r1", 31),
-        connect("web", 2, "r1", 21, publish=["8080:80"], egress_rate="50mbit"),
-        connect("old", 1, "r1", 15, gateway_priority=9),
-        disconnect("old", "r1"),
-        disconnect("web", "r1"),
-        disconnect("db", "r1"),
-        remove_namespace("r1"),
-        remove_network("db"),
-        remove_network("web"),
-    ]
+@pytest.mark.parametrize("name", [name for name in scenes(0) if name != "namespace with everything"])
+def test_death_at_any_step_of_a_change(host: None, tmp_path: Path, name: str) -> None:
+    with set_up(tmp_path, name) as (here, scene):
+        Sweep(here, scene.given, scene.add, scene.remove, grows=scene.crowded).run()
 
 
-def story_grown() -> list[Request]:
-    """A bridge takes one endpoint here, so the second one needs another bridge, and the third one more."""
-    return [
-        create_network("web", 2, icc=False, guard=False),
-        create_namespace("r1"),
-        create_namespace("r2"),
-        connect("web", 2, "r1", 21),
-        connect("web", 2, "r2", 22, ingress_rate="50mbit"),
-        disconnect("web", "r2"),
-        disconnect("web", "r1"),
-        remove_network("web"),
-        remove_namespace("r1"),
-        remove_namespace("r2"),
-    ]
+@pytest.mark.parametrize("name", scenes(0))
+def test_death_at_any_step_of_its_undoing(host: None, tmp_path: Path, name: str) -> None:
+    with set_up(tmp_path, name) as (here, scene):
+        Sweep(here, [*scene.given, *scene.add], scene.remove, scene.add).run()
 
 
-def story_adopted(pid: int) -> list[Request]:
-    return [
-        create_network("web", 2),
-        adopt_namespace("p1", pid=pid),
-        connect("web", 2, "p1", 21, publish=["8080:80"]),
-        remove_namespace("p1"),
-        remove_network("web"),
-    ]
+@contextlib.contextmanager
+def set_up(folder: Path, name: str) -> Iterator[tuple[Stage, Scene]]:
+    environment = {}
+    with sleeper() as pid:
+        scene = scenes(pid)[name]
+        if scene.crowded:
+            (folder / "sitecustomize.py").write_text("import atoll.model\natoll.model.SHARD_PORTS = 1\n")
+            environment["PYTHONPATH"] = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        with stage(folder, bystanders=scene.bystanders, **environment) as here:
+            yield here, scene
 
 
-def sweep(here: Stage, story: list[Request], verb: str, likewise: Mapping[int, int] = MappingProxyType({})) -> None:
-    """Tell the story to its end, once for each step of `verb`, with a death at that step.
+class Known(NamedTuple):
+    """What there is at some time: for the API, and for the kernel."""
 
-    `likewise` says of a place in the story that undone it may also be as at another, later place.
-    """
-    daemon = here.daemon
-    met = {place for place, request in enumerate(story) if request.verb == verb}
-    touched = met | {place + 1 for place in met} | {likewise.get(place, place) for place in met}
-    assert touched, f"no {verb} in the story"
-    views: list[dict[str, Any]] = []
-    kernels: dict[int, State] = {}
-
-    def remember() -> None:
-        view = daemon.view()
-        if len(views) in touched:
-            kernels[len(views)] = settled(view)
-        views.append(named(view))
-
-    daemon.start()
-    remember()
-    for request in story:
-        daemon.call(*request[1:])
-        remember()
-    daemon.kill()
-    assert views[-1] == views[0]
-
-    for step in range(1, 100):
-        if not tell(here, story, f"{verb}:{step}", views, kernels, likewise):
-            assert step > 2, "hardly any steps were met"
-            return
-    pytest.fail("endless steps")
+    view: dict[str, Any]
+    kernel: State
 
 
-def tell(
-    here: Stage, story: list[Request], fault: str, views: list[dict[str, Any]], kernels: dict[int, State], likewise: Mapping[int, int]
-) -> bool:
-    """Tell the story with a death at one step; whether there was such a step."""
-    daemon = here.daemon
-    daemon.start(fault=fault)
-    for place, request in enumerate(story):
-        try:
-            daemon.call(*request[1:])
-        except Died:
-            break
-    else:
+class Sweep:
+    """Changes that are made again and again, with a death at another step each time, then finished and taken back."""
+
+    def __init__(
+        self, here: Stage, given: Sequence[Request], forth: Sequence[Request], back: Sequence[Request], *, grows: bool = False
+    ) -> None:
+        """`grows`: the changes make a network grow. It stays so, and is then as it is on the way back."""
+        self._here, self._daemon = here, here.daemon
+        self._forth, self._back = forth, back
+        self._daemon.start()
+        self._do(given)
+        self._going = [self._look(), *map(self._after, forth)]
+        self._coming: list[Known] = []
+        for request in back:
+            self._do([request])
+            self._coming += [self._look()] if grows else []
+        self._daemon.kill()
+
+    def run(self) -> None:
+        for verb in dict.fromkeys(request.verb for request in self._forth):
+            step = 1
+            while self._dies_at(f"{verb}:{step}"):
+                step += 1
+            assert step > 2, f"hardly any steps were met in {verb}"
+        self._daemon.start()
+        same(self._look(), self._going[0], "after all")
+
+    def _dies_at(self, fault: str) -> bool:
+        """Whether there is such a step."""
+        daemon = self._daemon
+        daemon.start(fault=fault)
+        acknowledged = 0
+        with contextlib.suppress(Died):
+            for request in self._forth:
+                self._do([request])
+                acknowledged += 1
+        if acknowledged == len(self._forth):
+            self._do(self._back)
+            daemon.kill()
+            return False
+        daemon.bury()
+        self._here.flows_go_on()
+
+        daemon.start()
+        where = f"after a death at {fault}, {acknowledged} of {len(self._forth)} acknowledged"
+        assert daemon.differences() == [], where
+        self._here.flows_go_on()
+        self._here.others_are_untouched(daemon.view())
+        found = self._look()
+        undone, done = self._going[acknowledged : acknowledged + 2]
+        same(found, next((known for known in (done, *self._coming) if known.view == found.view), undone), where)
+
+        self._do(self._forth[acknowledged + (found.view == done.view) :])
+        assert named(daemon.view()) == self._going[-1].view, where
+        assert daemon.differences() == [], where
+        self._do(self._back)
+        assert named(daemon.view()) == self._going[0].view, where
         daemon.kill()
-        return False
-    assert daemon.has_died()
-    daemon.bury()
-    here.flows_go_on()
+        return True
 
-    daemon.start()
-    where = f"after a death at {fault}, in {request.method} {request.target}"
-    assert daemon.differences() == [], where
-    view = daemon.view()
-    here.others_are_untouched(view)
-    done = named(view) == views[place + 1]
-    same = place + 1 if done else place if named(view) == views[place] else likewise.get(place, place)
-    assert named(view) == views[same], where
-    wrong = differences(kernels[same], settled(view))
+    def _do(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._daemon.call(request.method, request.target, request.body)
+
+    def _after(self, request: Request) -> Known:
+        self._do([request])
+        return self._look()
+
+    def _look(self) -> Known:
+        view = self._daemon.view()
+        return Known(named(view), settled(view))
+
+
+def same(found: Known, expected: Known, where: str) -> None:
+    wrong = differences(expected.view, found.view) or differences(expected.kernel, found.kernel)
     assert not wrong, "\n".join([where, *wrong])
-    here.flows_go_on()
-
-    for again in story[place + done :]:
-        daemon.call(*again[1:])
-    assert named(daemon.view()) == views[-1], where
-    assert daemon.differences() == [], where
-    daemon.kill()
-    return True
 
 
 def settled(view: dict[str, Any]) -> State:
@@ -276,44 +297,6 @@ def settled(view: dict[str, Any]) -> State:
         lambda: not subprocess.run(["ip", "link", "show", "group", str(0x61746F6C)], capture_output=True, check=True).stdout, "links go"
     )
     return kernel(view)
-
-
-@pytest.mark.parametrize("verb", sorted({request.verb for request in story_v4()}))
-def test_death_at_any_step_leaves_nothing_half_made(host: None, tmp_path: Path, verb: str) -> None:
-    with stage(tmp_path) as here:
-        sweep(here, story_v4(), verb)
-
-
-@pytest.mark.parametrize("verb", ["create_network", "connect", "publish", "unpublish", "remove_namespace", "remove_network"])
-def test_death_at_any_step_with_two_families_two_networks_and_rates(host: None, tmp_path: Path, verb: str) -> None:
-    with stage(tmp_path) as here:
-        sweep(here, story_dual(), verb)
-
-
-@pytest.mark.parametrize("verb", ["connect", "disconnect", "remove_namespace"])
-def test_death_at_any_step_while_the_default_route_moves(host: None, tmp_path: Path, verb: str) -> None:
-    with stage(tmp_path) as here:
-        sweep(here, story_switched(), verb)
-
-
-@pytest.mark.parametrize("verb", ["connect", "disconnect", "remove_network"])
-def test_death_at_any_step_of_a_network_of_many_bridges(host: None, tmp_path: Path, verb: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import atoll.model\natoll.model.SHARD_PORTS = 1\n")
-    with stage(tmp_path, bystanders=False, PYTHONPATH=os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])) as here:
-        # A network that has grown stays so: then it is as after the first disconnect.
-        sweep(here, story_grown(), verb, likewise={4: 6})
-
-
-@pytest.mark.parametrize("verb", ["create_network", "remove_network"])
-def test_death_at_any_step_of_the_hosts_first_and_last_network(host: None, tmp_path: Path, verb: str) -> None:
-    with stage(tmp_path, bystanders=False) as here:
-        sweep(here, [create_network("web", 2), remove_network("web")], verb)
-
-
-@pytest.mark.parametrize("verb", ["adopt_namespace", "connect", "remove_namespace"])
-def test_death_at_any_step_with_the_namespace_of_a_process(host: None, tmp_path: Path, verb: str) -> None:
-    with stage(tmp_path) as here, sleeper() as pid:
-        sweep(here, story_adopted(pid), verb)
 
 
 @contextlib.contextmanager

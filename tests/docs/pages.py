@@ -36,7 +36,7 @@ _VARIES: Final = [
         (r"\bfd[0-9a-f]{2}:[0-9a-f]{1,4}:[0-9a-f]{1,4}:[0-9a-f]{1,4}::", "ULA::"),
         (r"\bfe80::[0-9a-f:]+", "fe80::N"),
         (r"0xf[de][0-9a-f]{30}", "0xV6"),
-        (r"Python/3[0-9.]+", "Python/3"),
+        (r"(?<=\S) {2,}", "  "),  # columns are as wide as what is in them
     )
 ]
 

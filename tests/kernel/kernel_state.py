@@ -46,7 +46,9 @@ for family in ipv4 ipv6; do echo CONNECTIONS; conntrack -L -f $family -o extende
 _TIMERS = re.compile(r'"(?:hello|tcn|topology_change|gc|hold|message_age|forward_delay)_timer":[0-9.]+,?')
 #: A connection, its timeout apart; the kernel also tracks its own IGMP and MLD reports.
 _TRACKED = re.compile(r"(ipv[46] +\d+ (?:tcp|udp|sctp) +\d+ )\d+ (.*)")
-_CHANCE = frozenset({"ifindex", "link_index", "link_netnsid", "id", "no", "designated_port", "handle", "index", "fh", "key_ht"})
+_CHANCE = frozenset(
+    "ifindex link_index link_netnsid id no designated_port handle index fh key_ht tso_max_size tso_max_segs".split()  # noqa: SIM905 - one line
+)
 #: Links that nobody names a MAC address for; the kernel draws one.
 _UNNAMED_MAC = re.compile(r"at[vti][0-9a-f]{10}(\d+[du])?")
 
@@ -114,6 +116,7 @@ def comparable(found: State) -> State:
 
     - Interface indexes, port numbers, handles and the numbers of actions: given in the order of making, over the whole life of a host.
     - The MAC addresses of host ends, trunks and shapers, and the link-local addresses made of them: random when none is named.
+    - The largest segment that a bridge takes: the least of all ports that it ever had.
     - The order of links, routes, set elements and connections: that of making, or of a hash.
     """
     kept: State = {}

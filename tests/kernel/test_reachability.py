@@ -13,7 +13,7 @@ import pytest
 
 from atoll.firewall.skeleton import TABLE
 from atoll.kernel import nft, sysctl
-from tests.support import PATIENCE, QUIET, TRANSPORTS, Inside, Probe, Seen, Traffic, ip, lenient, outside
+from tests.support import FACING, OUTSIDE, PATIENCE, QUIET, TRANSPORTS, Inside, Probe, Seen, Traffic, cidr, ip, lenient, outside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,20 +25,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SERVED: Final = 80
-FACING: Final = {4: "198.51.100.1", 6: "2001:db8:100::1"}
-OUTSIDE: Final = {4: "198.51.100.9", 6: "2001:db8:100::9"}
 LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
-
-
-def _cidr(addresses: dict[int, str]) -> list[str]:
-    return [f"{addresses[4]}/24", f"{addresses[6]}/64"]
 
 
 @pytest.fixture
 def world(engine: Engine) -> Iterator[Machine]:
     """A machine outside of the host, which sends everything by the host."""
     lenient()
-    with outside("outside", "wan0", _cidr(FACING), _cidr(OUTSIDE)) as machine:
+    with outside("outside", "wan0", cidr(FACING), cidr(OUTSIDE)) as machine:
         yield machine
 
 
@@ -301,7 +295,7 @@ def test_datagrams_larger_than_the_mtu_arrive(engine: Engine, world: Machine, tr
 def test_what_leaves_the_host_bears_the_address_that_its_network_says(engine: Engine, traffic: Traffic) -> None:
     chosen = {4: "203.0.113.77", 6: "2001:db8:300::77"}
     lenient()
-    with outside("outside", "wan0", [*_cidr(FACING), *_cidr(chosen)], _cidr(OUTSIDE)) as machine:
+    with outside("outside", "wan0", [*cidr(FACING), *cidr(chosen)], cidr(OUTSIDE)) as machine:
         traffic.serve(machine, SERVED)
         engine.create_network("masquerade", ipv6=True)
         engine.create_network("snat", ipv6=True, options={"snat": chosen[4], "snat6": chosen[6]})
@@ -340,8 +334,8 @@ def test_a_host_forwards_between_its_other_interfaces_only_what_it_did_before(
     sysctl.write("net/ipv6/conf/all/forwarding", str(int(routes6)))
     beyond = {4: "203.0.113.9", 6: "2001:db8:200::9"}
     with (
-        outside("left", "wan0", _cidr(FACING), _cidr(OUTSIDE)) as left,
-        outside("right", "wan1", ["203.0.113.1/24", "2001:db8:200::1/64"], _cidr(beyond)) as right,
+        outside("left", "wan0", cidr(FACING), cidr(OUTSIDE)) as left,
+        outside("right", "wan1", ["203.0.113.1/24", "2001:db8:200::1/64"], cidr(beyond)) as right,
     ):
         for place in (left, right, Inside(engine)):
             traffic.serve(place, SERVED)

@@ -43,6 +43,8 @@ _MOST_BYTES: Final = 1 << 20
 #: From the first event of a burst to the look at it: long enough that one look serves many, short against the second that repair may take.
 _GATHER: Final = 0.03
 _TICK: Final = 0.5
+#: Nothing was removed for this long, so what was is settled.
+_IDLE: Final = 0.1
 #: Others change rules in many transactions; the last one counts.
 _SETTLED: Final = 0.2
 
@@ -58,7 +60,7 @@ class Server:
         self._started = time.time()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refresh_due: asyncio.TimerHandle | None = None
-        self._settling = False
+        self._settle_due: asyncio.TimerHandle | None = None
 
     async def on_engine(self, function: Callable[[], T]) -> T:
         """Run a function on the engine's thread, after what was asked before."""
@@ -228,13 +230,12 @@ class Server:
         log.info("%s %s", kind, fields)
         if kind.startswith("network."):
             self._ask_refresh(0)
-        if kind in ("namespace.remove", "endpoint.disconnect") and not self._settling:
-            self._settling = True
-            asyncio.get_running_loop().call_later(_GATHER, lambda: self._spawn(self._settle()))
-
-    async def _settle(self) -> None:
-        self._settling = False
-        await self._safely(self._engine.settle)
+        if kind in ("namespace.remove", "endpoint.disconnect"):
+            # Not while more of them come: settling costs as much for one as for many. The watcher's tick is the latest.
+            if self._settle_due is not None:
+                self._settle_due.cancel()
+            loop = asyncio.get_running_loop()
+            self._settle_due = loop.call_later(_IDLE, lambda: self._spawn(self._safely(self._engine.settle)))
 
     def _ask_refresh(self, delay: float) -> None:
         if self._refresh_due is not None:

@@ -19,7 +19,7 @@ from atoll.engine import host_side
 from atoll.errors import AtollError
 from atoll.firewall.skeleton import TABLE
 from atoll.kernel import netlink, nft, rtnl, sysctl
-from atoll.model import BRIDGE_PREFIX, SHAPER_PREFIX, TRUNK_PREFIX, VETH_PREFIX
+from atoll.model import VETH_PREFIX
 from atoll.plan.operations import HOST, SysctlSet
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ _GROUPS: Final = (
 )
 _AF_BRIDGE: Final = 7
 _LOSSES: Final = {rtnl.RTM_DELADDR, rtnl.RTM_DELROUTE, rtnl.RTM_DELRULE, rtnl.RTM_DELQDISC}
-_PREFIXES: Final = (BRIDGE_PREFIX, VETH_PREFIX, TRUNK_PREFIX, SHAPER_PREFIX)
 #: The table in which iptables, and so Docker, filters.
 _FILTER_BYTES: Final = b"filter\0"
 _TABLE_BYTES: Final = TABLE.encode() + b"\0"
@@ -156,8 +155,9 @@ class Watcher:
 
     def _contradicts(self, event: Message, link: rtnl.Link, known: dict[str, int]) -> bool:
         if link.name not in known:
-            # Renamed away, or a trunk or shaper; a foreign link is nobody's business.
-            return link.alias.startswith("atoll:") or link.name.startswith(_PREFIXES[2:])
+            # A trunk, a shaper, or one of ours under another name; a foreign link is nobody's business.
+            owner = link.alias.removeprefix("atoll:")
+            return link.alias != owner and (owner in self._engine.state.endpoints or owner in self._engine.state.networks)
         if event.type == rtnl.RTM_DELLINK:
             return True
         enslaved = link.master != 0 or not link.name.startswith(VETH_PREFIX)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from atoll.model import Endpoint, Network
 
 #: The interface group of links that wait to be deleted together.
-_DOOMED: Final = 0x61746F6C
+DOOMED: Final = 0x61746F6C
 
 
 class Base:
@@ -226,7 +226,7 @@ class Base:
         """
         if self._doomed:
             self._doomed = False
-            self.host.rtnl.request(rtnl.delete_group(_DOOMED))
+            self.host.rtnl.request(rtnl.delete_group(DOOMED))
         if self._stale:
             due, self._stale = self._stale, set()
             self.do(Plan(tuple(sorted(due, key=repr))))
@@ -244,7 +244,7 @@ class Base:
         errors: list[AtollError] = []
         if with_namespace and network.driver == "bridge":
             # A shaper is only there with an egress rate; that one can't be named is no error.
-            self.host.rtnl.request(*(rtnl.set_group(name, _DOOMED) for name in (endpoint.host_interface, endpoint.shaper)))
+            self.host.rtnl.request(*(rtnl.set_group(name, DOOMED) for name in (endpoint.host_interface, endpoint.shaper)))
             self._doomed = True
         else:
             errors = dismantle(self.host, self._detach_what_is_there(network, endpoint))

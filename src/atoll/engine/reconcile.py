@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from atoll.drivers import of
 from atoll.engine import host_side
+from atoll.engine.base import DOOMED
 from atoll.engine.namespaces import NamespaceVerbs
 from atoll.engine.networks import NetworkVerbs
 from atoll.errors import AtollError, Denied, NotFound
@@ -160,6 +161,8 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
         ids = set(self.state.endpoints) | set(self.state.networks)
         found: list[Difference] = []
         for link in self.links().values():
+            if self._doomed and link.group == DOOMED:
+                continue  # it waits for `settle`
             marked = link.name.startswith(_PREFIXES) and link.alias.startswith("atoll:")
             if marked and link.name not in known and link.alias.removeprefix("atoll:") not in ids:
                 repair = (op.LinkDelete(op.HOST, link.name),)

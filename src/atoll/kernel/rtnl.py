@@ -153,6 +153,7 @@ class Link(NamedTuple):
     link: int
     alias: str
     isolated: bool
+    group: int = 0
 
 
 class AddressRow(NamedTuple):
@@ -319,6 +320,7 @@ def parse_link(body: bytes) -> Link:
         link=number(found.get(_IFLA_LINK, b"")),
         alias=string(found.get(_IFLA_IFALIAS, b"")),
         isolated=isolated,
+        group=number(found.get(_IFLA_GROUP, b"")),
     )
 
 
