@@ -31,7 +31,7 @@ set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 docs /run
 mount -t tmpfs -o mode=755 docs /var/lib
-mkdir /run/home
+mkdir /var/lib/home
 mkdir -m 1777 /run/scratch
 mount --bind /run/scratch /tmp
 """
@@ -58,12 +58,12 @@ class Shell:
         setup = _SETUP
         if not root:
             setup += _REACHABLE + "".join(f"reach {shlex.quote(folder)}\n" for folder in folders)
-            setup += f"mkdir -m 700 /run/user\nchown {_NOBODY}:{_NOBODY} /run/home /run/user\n"
-        setup += "cd /run/home\nexec "
+            setup += f"mkdir -m 700 /run/user\nchown {_NOBODY}:{_NOBODY} /var/lib/home /run/user\n"
+        setup += "cd /var/lib/home\nexec "
         setup += "bash --noprofile --norc" if root else f"setpriv --reuid {_NOBODY} --regid {_NOBODY} --clear-groups bash --noprofile --norc"
         environment = {
             "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}:/usr/sbin:/sbin",
-            "HOME": "/run/home",
+            "HOME": "/var/lib/home",
             "LC_ALL": "C.UTF-8",
             "TERM": "dumb",
             **({} if root else {"XDG_RUNTIME_DIR": "/run/user"}),

@@ -279,7 +279,7 @@ def test_a_guarded_network_without_ipv6_carries_none_between_neighbours(engine: 
 
 
 def test_a_frame_that_a_bridge_keeps_to_its_port_teaches_the_bridge_nothing(engine: Engine, watch: Watch) -> None:
-    network, attacker, victim = _neighbours(engine, guard=True, ipv6=False)
+    network, _, victim = _neighbours(engine, guard=True, ipv6=False)
     engine.create_namespace("neighbour")
     neighbour = engine.connect("net", "neighbour")
     by_attacker, by_victim, by_neighbour = (watch(Inside(engine, name)) for name in ("attacker", "victim", "neighbour"))
@@ -431,9 +431,10 @@ def test_nobody_outside_passes_for_an_endpoint_or_for_the_host(engine: Engine, w
 def test_no_network_can_end_a_connection_of_another_by_an_icmp_error(engine: Engine, world: Machine, watch: Watch, version: int) -> None:
     facing, far_end = FACING[version], OUTSIDE[version]
     for name in ("client", "attacker"):
-        network = engine.create_network(name, ipv6=True)
+        engine.create_network(name, ipv6=True)
         engine.create_namespace(name)
-        endpoint = engine.connect(name, name, publish=[f"{PUBLISHED}:{LISTENING}/udp"] if name == "client" else [])
+    engine.connect("client", "client", publish=[f"{PUBLISHED}:{LISTENING}/udp"])
+    attacker, gateway = engine.connect("attacker", "attacker"), engine.state.network("attacker").mac
 
     def result(sender: socket.socket, to: str, by: str, source: str) -> set[str]:
         def error(token: bytes) -> dict[str, bytes]:
@@ -450,7 +451,7 @@ def test_no_network_can_end_a_connection_of_another_by_an_icmp_error(engine: Eng
 
     watcher = watch(Inside(engine, "client"))
     with Inside(engine, "client").run(lambda: _talking(LISTENING, far_end)):
-        assert result(watch(Inside(engine, "attacker")), network.mac, endpoint.mac, endpoint.address(version)) == set()
+        assert result(watch(Inside(engine, "attacker")), gateway, attacker.mac, attacker.address(version)) == set()
         # From where the connection leads it may well be true.
         assert result(watch(world), mac_of(Inside(engine), "wan0"), mac_of(world), far_end) == {"error"}
 

@@ -71,7 +71,11 @@ def _ports(verb: str, namespace: str, specs: tuple[str, ...], network: str, dry_
 @click.argument("namespace", metavar="NS", shell_complete=output.complete_namespaces)
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
 @click.option(
-    "--network", default="", shell_complete=output.complete_networks, help="On which network; default: the one with the default route."
+    "--network",
+    default="",
+    metavar="NAME",
+    shell_complete=output.complete_networks,
+    help="On which network; default: the one with the default route.",
 )
 @output.dry_run_option
 def publish(namespace: str, specs: tuple[str, ...], network: str, dry_run: bool) -> None:
@@ -89,7 +93,13 @@ def publish(namespace: str, specs: tuple[str, ...], network: str, dry_run: bool)
 @click.command()
 @click.argument("namespace", metavar="NS", shell_complete=output.complete_namespaces)
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-@click.option("--network", default="", shell_complete=output.complete_networks, help="On which network; default: wherever it is published.")
+@click.option(
+    "--network",
+    default="",
+    metavar="NAME",
+    shell_complete=output.complete_networks,
+    help="On which network; default: wherever it is published.",
+)
 @output.dry_run_option
 def unpublish(namespace: str, specs: tuple[str, ...], network: str, dry_run: bool) -> None:
     """Take published ports back; connections through them end. Prints what it took back."""

@@ -16,7 +16,7 @@ def network() -> None:
 
 @network.command()
 @click.argument("name")
-@click.option("-d", "--driver", default="bridge", show_default=True, help="bridge, macvlan or ipvlan.")
+@click.option("-d", "--driver", default="bridge", show_default=True, metavar="DRIVER", help="bridge, macvlan or ipvlan.")
 @click.option("--subnet", "subnets", multiple=True, metavar="CIDR", help="A subnet; may be repeated. Chosen when none is given.")
 @click.option("--gateway", "gateways", multiple=True, metavar="IP", help="The gateway of the subnet that it lies in.")
 @click.option("--ip-range", "ip_ranges", multiple=True, metavar="CIDR", help="Hand out addresses from this part of a subnet only.")

@@ -24,7 +24,8 @@ def status(form: str) -> None:
         return
     host = "a private host of your own" if found["rootless"] else "this machine"
     click.echo(f"atoll {found['version']}, daemon {found['pid']}, up {output.age(found['started'])}, manages {host}")
-    click.echo(f"{found['networks']} networks, {found['namespaces']} namespaces, {found['endpoints']} endpoints; state in {found['state']}")
+    counts = ", ".join(f"{found[kind]} {kind if found[kind] != 1 else kind[:-1]}" for kind in ("networks", "namespaces", "endpoints"))
+    click.echo(f"{counts}; state in {found['state']}")
     _show_problems(found["problems"])
 
 
@@ -116,9 +117,20 @@ def stop() -> None:
     pid = client.request("GET", "/v1/status", start=False)["pid"]
     client.request("POST", "/v1/stop", start=False)
     deadline = time.monotonic() + 30
-    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+    while _lives(pid):
+        if time.monotonic() > deadline:
+            raise Failed(f"the daemon (pid {pid}) is still stopping", "look again in a moment: atoll daemon status")
         time.sleep(0.01)
     click.echo("stopped")
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended counts as gone though nobody has waited for it (proc_pid_stat(5))."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (OSError, IndexError):
+        return False
 
 
 @click.command()

@@ -31,9 +31,9 @@ def main(arguments: list[str]) -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.umask(0o022)
+    # The folders are named for the user outside; inside the user is root.
+    state, run = paths.state_folder(), paths.run_folder()
     try:
-        # The folders are named for the user outside; inside the user is root.
-        state, run = paths.state_folder(), paths.run_folder()
         if os.geteuid() != 0:
             private.enter()
         _serve(state, run, ready_fd)
@@ -41,6 +41,11 @@ def main(arguments: list[str]) -> int:
         _tell(ready_fd, str(error))
         logging.getLogger("atoll").error("%s", error)
         return error.exit_code
+    except Exception as error:
+        # A defect of ours: whoever waits for the daemon gets a line, the log the rest.
+        _tell(ready_fd, f"{type(error).__name__}: {error}; the log says where: {run}/daemon.log")
+        logging.getLogger("atoll").exception("starting")
+        return 1
     return 0
 
 

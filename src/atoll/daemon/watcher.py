@@ -19,12 +19,13 @@ from atoll.engine import host_side
 from atoll.errors import AtollError
 from atoll.firewall.skeleton import TABLE
 from atoll.kernel import netlink, nft, rtnl, sysctl
-from atoll.model import VETH_PREFIX
+from atoll.model import TRUNK_PREFIX, VETH_PREFIX
 from atoll.plan.operations import HOST, SysctlSet
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
     from atoll.kernel.netlink import Message
+    from atoll.model import Network
 
 _GROUPS: Final = (
     rtnl.GROUP_LINK,
@@ -36,8 +37,9 @@ _GROUPS: Final = (
     rtnl.GROUP_IPV6_RULE,
     rtnl.GROUP_TC,
 )
-_AF_BRIDGE: Final = 7
 _LOSSES: Final = {rtnl.RTM_DELADDR, rtnl.RTM_DELROUTE, rtnl.RTM_DELRULE, rtnl.RTM_DELQDISC}
+#: The links inside namespaces that are ours, or could be ours with another name or MAC address.
+_KINDS: Final = ("veth", "macvlan")
 #: The table in which iptables, and so Docker, filters.
 _FILTER_BYTES: Final = b"filter\0"
 _TABLE_BYTES: Final = TABLE.encode() + b"\0"
@@ -52,6 +54,8 @@ class Watcher:
         self.rules = engine.host.run(lambda: nft.open_socket((nft.GROUP_NFTABLES,)))
         self._own_pid = self._find_own_pid()
         self._namespace_ids: dict[int, str] = {}
+        #: The endpoints that there were when these ids were asked for.
+        self._connected: frozenset[str] = frozenset()
 
     def close(self) -> None:
         self.links.close()
@@ -121,39 +125,51 @@ class Watcher:
     def _suspects(self, events: list[Message]) -> tuple[bool, set[str]]:
         """Whether the host's links must be looked at, and which namespaces."""
         newest: dict[tuple[int | None, int], Message] = {}
+        ports: dict[int, Message] = {}
         host, ids = False, set()
         for event in events:
             if event.type in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
-                if event.body[0] == _AF_BRIDGE:
-                    continue  # the port's view of a link, which comes beside the link's own
                 # Of a link's events only the last counts: making one passes through states that would look like damage.
-                newest[event.namespace, int.from_bytes(event.body[4:8], "little")] = event
+                index = int.from_bytes(event.body[4:8], "little")
+                if event.body[0] != rtnl.AF_BRIDGE:
+                    newest[event.namespace, index] = event
+                elif event.namespace is None:
+                    ports[index] = event  # comes beside the link's own, and alone when a flag of the port was changed
             elif event.type in _LOSSES:
                 if event.namespace is None:
                     host = host or self._loss_on_host(event)
                 else:
                     ids.add(event.namespace)
-        known = self._known_links()
+        known, inside = self._known_links()
         for (namespace, _), event in newest.items():
             link = rtnl.parse_link(event.body)
             if namespace is None:
                 host = host or self._contradicts(event, link, known)
-            elif event.type == rtnl.RTM_DELLINK or not link.up:
+            elif event.type == rtnl.RTM_DELLINK or not link.up or (link.kind in _KINDS and (link.mac, link.name, link.mtu) not in inside):
                 ids.add(namespace)
+        host = host or any(self._must_be_isolated(rtnl.parse_link(event.body), known) for event in ports.values())
         return host, {name for name in map(self._name_of, ids) if name}
 
-    def _known_links(self) -> dict[str, int]:
-        """The host's links that must be there, and up, with their MTU."""
-        found: dict[str, int] = {}
-        for network in self._engine.state.bridge_networks():
+    def _known_links(self) -> tuple[dict[str, Network], set[tuple[str, str, int]]]:
+        """The links that must be there, and up: the host's, with their networks, and the MAC, name and MTU of those in namespaces."""
+        found: dict[str, Network] = {}
+        inside: set[tuple[str, str, int]] = set()
+        for network in self._engine.state.networks.values():
             for bridge in network.bridges():
-                found[bridge] = network.mtu
+                found[bridge] = network
             for endpoint in self._engine.state.endpoints_on(network):
                 if endpoint.state == "ready":
-                    found[endpoint.host_interface] = network.mtu
-        return found
+                    inside.add((endpoint.mac, endpoint.interface, network.mtu))
+                    if network.driver == "bridge":
+                        found[endpoint.host_interface] = network
+        return found, inside
 
-    def _contradicts(self, event: Message, link: rtnl.Link, known: dict[str, int]) -> bool:
+    def _must_be_isolated(self, port: rtnl.Link, known: dict[str, Network]) -> bool:
+        """Whether it is the port of an endpoint that is to be kept apart from others and isn't (or a trunk's, which may have to be)."""
+        network = known.get(port.name)
+        return not port.isolated and (port.name.startswith(TRUNK_PREFIX) or (network is not None and not network.icc))
+
+    def _contradicts(self, event: Message, link: rtnl.Link, known: dict[str, Network]) -> bool:
         if link.name not in known:
             # A trunk, a shaper, or one of ours under another name; a foreign link is nobody's business.
             owner = link.alias.removeprefix("atoll:")
@@ -161,7 +177,7 @@ class Watcher:
         if event.type == rtnl.RTM_DELLINK:
             return True
         enslaved = link.master != 0 or not link.name.startswith(VETH_PREFIX)
-        return not (link.up and link.mtu == known[link.name] and enslaved)
+        return not (link.up and link.mtu == known[link.name].mtu and enslaved)
 
     def _loss_on_host(self, event: Message) -> bool:
         """Whether a lost address, route, rule or queue of the host may be one of ours: the model is asked only then."""
@@ -175,16 +191,19 @@ class Watcher:
         return event.type == rtnl.RTM_DELQDISC and any(e.ingress_rate or e.egress_rate for e in self._engine.state.endpoints.values())
 
     def _name_of(self, namespace_id: int) -> str:
-        """The namespace that the kernel knows by this id here; empty when it is none of ours that is connected to anything."""
+        """The namespace that the kernel knows by this id here; empty when it is none of ours that is connected to anything.
+
+        To learn an id is to ask for each namespace's; that an id is nobody's is remembered for as long as nothing is connected.
+        """
+        connected = frozenset(self._engine.state.endpoints)
         name = self._namespace_ids.get(namespace_id)
-        if name is None or self._id_of(name) != namespace_id:
+        if name is None or (self._id_of(name) != namespace_id if name else connected != self._connected):
             self._namespace_ids = {self._id_of(other): other for other in self._engine.state.namespaces}
+            self._connected = connected
             name = self._namespace_ids.setdefault(namespace_id, "")
         return name if name and self._engine.state.endpoints_of(name) else ""
 
     def _id_of(self, name: str) -> int:
-        if not name:
-            return -2
         try:
             with self._engine.host.namespace(name) as fd:
                 return rtnl.namespace_id(self._engine.host.rtnl, fd)

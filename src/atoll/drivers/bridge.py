@@ -99,6 +99,10 @@ def shard_up(network: Network, shard: int) -> list[Operation]:
     ]
 
 
+def shard_down(network: Network, shard: int) -> list[Operation]:
+    return [LinkDelete(HOST, _trunk(network, shard)[0]), LinkDelete(HOST, network.shard(shard))]
+
+
 def _trunk(network: Network, shard: int) -> tuple[str, str]:
     """The two ends of the trunk between a bridge and the one before it: the end on the nearer bridge, the end on this one."""
     return f"{TRUNK_PREFIX}{network.id}{shard}d", f"{TRUNK_PREFIX}{network.id}{shard}u"
@@ -111,7 +115,7 @@ def _shard_mac(mac: str, shard: int) -> str:
 def network_down(network: Network) -> list[Operation]:
     operations: list[Operation] = []
     for shard in range(network.shards - 1, 0, -1):
-        operations += [LinkDelete(HOST, _trunk(network, shard)[0]), LinkDelete(HOST, network.shard(shard))]
+        operations += shard_down(network, shard)
     if network.made_bridge:
         return [*operations, LinkDelete(HOST, network.bridge)]
     # A bridge that was there before us keeps all but what we put on it; its settings are put back with the host's.

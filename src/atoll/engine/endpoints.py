@@ -14,7 +14,7 @@ from atoll import faults, ipam
 from atoll.drivers import bridge
 from atoll.engine.base import Base
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid
-from atoll.firewall.elements import Element, port_elements, statement
+from atoll.firewall.elements import Element, network_elements, port_elements, statement
 from atoll.kernel.host import port_holder, port_is_free
 from atoll.model import (
     MAX_SHARDS,
@@ -30,6 +30,7 @@ from atoll.model import (
     parse_publish,
     parse_rate,
 )
+from atoll.plan.execute import dismantle
 from atoll.plan.operations import ConntrackDelete, NftScript, Operation, Plan
 
 if TYPE_CHECKING:
@@ -60,9 +61,11 @@ class EndpointVerbs(Base):
         )
         try:
             self.settle_for(endpoint)
-            plan = Plan.of(self._growth(where, endpoint), self.attach(where, endpoint, who).operations)
+            grown = _grown(where, endpoint)
+            plan = Plan.of(_growth(where, grown), self.attach(where, endpoint, who).operations)
             with self.store.transaction():
-                self._record_growth(where, endpoint)
+                if grown != where:
+                    self.store.put(grown)
                 self.store.put(endpoint)
                 self.store.add_ports(endpoint.id, endpoint.ports)
                 for pool in self.state.pools(where):
@@ -70,11 +73,13 @@ class EndpointVerbs(Base):
         except BaseException:
             self.state.retract_addresses(endpoint)
             raise
+        self.state.update_network(grown)
         self.state.put_endpoint(endpoint)
         try:
             self.do(plan)
         except BaseException:
             self.tear_down(where, endpoint)
+            self._undo_growth(where, grown)
             raise
         endpoint = self.ready(endpoint)
         self.emit("endpoint.connect", network=where.name, namespace=who.name, id=endpoint.id, addresses=endpoint.addresses)
@@ -84,7 +89,7 @@ class EndpointVerbs(Base):
         """What `connect` would do; changes nothing."""
         where, who, endpoint = self._draft(network, namespace, **_filled(options))  # type: ignore[arg-type]
         try:
-            return Plan.of(self._growth(where, endpoint), self.attach(where, endpoint, who).operations)
+            return Plan.of(_growth(where, _grown(where, endpoint)), self.attach(where, endpoint, who).operations)
         finally:
             self.state.retract_addresses(endpoint)
 
@@ -283,22 +288,14 @@ class EndpointVerbs(Base):
             raise Exhausted(f"network {network.name} has {sum(counts)} endpoints, the most it can hold", "use a second network")
         return network.shards
 
-    def _growth(self, network: Network, endpoint: Endpoint) -> list[Operation]:
-        """The further bridge that an endpoint needs when all are full."""
-        if endpoint.shard < network.shards:
-            return []
-        grown = structs.replace(network, shards=endpoint.shard + 1)
-        name = grown.shard(endpoint.shard)
-        new = [Element("ours", (name,)), Element("within", (name, name)), Element("shards", (name,))]
-        if network.internal:
-            new.append(Element("internals", (name,)))
-        return [NftScript(statement("add", new)), *bridge.shard_up(grown, endpoint.shard)]
-
-    def _record_growth(self, network: Network, endpoint: Endpoint) -> None:
-        if endpoint.shard >= network.shards:
-            grown = structs.replace(network, shards=endpoint.shard + 1)
-            self.store.put(grown)
-            self.state.update_network(grown)
+    def _undo_growth(self, network: Network, grown: Network) -> None:
+        if grown == network:
+            return
+        dismantle(self.host, Plan(tuple(bridge.shard_down(grown, network.shards))))
+        self.state.update_network(network)
+        self.delete_elements(_further(network, grown))
+        with self.store.transaction():
+            self.store.put(network)
 
     # --- publish's parts ---
 
@@ -375,6 +372,23 @@ class EndpointVerbs(Base):
         elements = [element for port in ports for element in port_elements(endpoint, port)]
         forget = [ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports]
         return Plan.of([NftScript(statement("delete", elements))], forget)
+
+
+def _grown(network: Network, endpoint: Endpoint) -> Network:
+    """The network with the bridge that an endpoint hangs on; the same when it has that already."""
+    return structs.replace(network, shards=max(network.shards, endpoint.shard + 1))
+
+
+def _further(network: Network, grown: Network) -> list[Element]:
+    known = network_elements(network)
+    return [element for element in network_elements(grown) if element not in known]
+
+
+def _growth(network: Network, grown: Network) -> list[Operation]:
+    """The further bridge, if there is one."""
+    if grown == network:
+        return []
+    return [NftScript(statement("add", _further(network, grown))), *bridge.shard_up(grown, network.shards)]
 
 
 def _filled(options: dict[str, object]) -> dict[str, object]:

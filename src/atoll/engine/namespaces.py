@@ -30,9 +30,7 @@ class NamespaceVerbs(Base):
         """A new, empty namespace with its loopback up, visible to `ip netns`."""
         faults.begin("create_namespace")
         self._check_new(name)
-        if netns.is_attached(self.host.netns_dir, name):
-            path = self.host.netns_dir / name
-            raise Conflict(f"a namespace {name} exists that isn't ours", f"adopt it: atoll ns adopt {name} --path {path}")
+        self._check_unnamed(name)
         namespace = Namespace(name=name, labels=check_labels(labels or {}, "label"), created=self.now(), boot=netns.boot_id())
         return self._bring_up(namespace, self.plan_create_namespace(name))
 
@@ -131,6 +129,12 @@ class NamespaceVerbs(Base):
         if name in self.state.namespaces:
             raise Conflict(f"a namespace named {name} exists", "choose another name")
 
+    def _check_unnamed(self, name: str) -> None:
+        """Before we give a namespace its name: what failed would be undone, and a name of someone else's must not go with it."""
+        if netns.is_attached(self.host.netns_dir, name):
+            path = self.host.netns_dir / name
+            raise Conflict(f"a namespace {name} exists that isn't ours", f"adopt it: atoll ns adopt {name} --path {path}")
+
     def _bring_up(self, namespace: Namespace, plan: Plan) -> Namespace:
         with self.store.transaction():
             self.store.put(namespace)
@@ -155,6 +159,7 @@ class NamespaceVerbs(Base):
         try:
             source = f"/proc/{pid}/ns/net"
             self._check_adoptable(made, source)
+            self._check_unnamed(made.name)
             namespace = structs.replace(made, pid=pid, start=process.start)
             adopted = self._bring_up(namespace, Plan((NamespaceAttach(made.name, source),)))
             # Only now is it sure that the path did not lead to a later process with the same number.
@@ -174,6 +179,7 @@ class NamespaceVerbs(Base):
         if Path(path) == self.host.netns_dir / made.name:
             # It has the name already, and that name is not ours to take away.
             return self._bring_up(structs.replace(made, named=False), Plan())
+        self._check_unnamed(made.name)
         return self._bring_up(made, Plan((NamespaceAttach(made.name, path),)))
 
     def _check_adoptable(self, made: Namespace, path: str) -> None:
@@ -194,7 +200,7 @@ class NamespaceVerbs(Base):
         for endpoint in self.state.endpoints_of(namespace.name):
             ends = namespace.kind == "created"
             errors += self.tear_down(self.state.network(endpoint.network), endpoint, with_namespace=ends)
-        if namespace.named:
+        if namespace.named and not self._is_anothers(namespace):
             errors += dismantle(self.host, Plan((NamespaceDelete(namespace.name),)))
         holder = self._pidfds.pop(namespace.name, None)
         if holder is not None:
@@ -213,11 +219,20 @@ class NamespaceVerbs(Base):
             poll.register(holder, select.POLLIN)
             if poll.poll(0):
                 return False
+        return self._is_known(namespace)
+
+    def _is_known(self, namespace: Namespace) -> bool:
+        """Whether the name leads to the namespace that the record speaks of. The kernel gives numbers anew after a restart."""
         try:
             found = os.stat(self.host.netns_dir / namespace.name)
         except OSError:
             return False
-        return (found.st_dev, found.st_ino) == (namespace.device, namespace.inode)
+        return namespace.boot == netns.boot_id() and (found.st_dev, found.st_ino) == (namespace.device, namespace.inode)
+
+    def _is_anothers(self, namespace: Namespace) -> bool:
+        """Whether somebody has given the name to another namespace. One that never came up has the name from us."""
+        came_up = namespace.inode or namespace.boot != netns.boot_id()
+        return bool(came_up) and netns.is_attached(self.host.netns_dir, namespace.name) and not self._is_known(namespace)
 
     def reopen_processes(self) -> None:
         """After a restart: hold the processes again that we adopted from. Those that have ended are found by `release_vanished`."""

@@ -63,12 +63,16 @@ GROUP_IPV6_ROUTE: Final = 11
 GROUP_IPV6_RULE: Final = 19
 GROUP_TC: Final = 4
 
+#: The family of messages that show a link as the port of a bridge.
+AF_BRIDGE: Final = 7
+
 IFF_UP: Final = 0x1
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
 _IFLA_MTU: Final = 4
 _IFLA_LINK: Final = 5
 _IFLA_MASTER: Final = 10
+_IFLA_PROTINFO: Final = 12
 _IFLA_LINKINFO: Final = 18
 _IFLA_NET_NS_FD: Final = 28
 _IFLA_IFALIAS: Final = 20
@@ -306,9 +310,11 @@ def parse_link(body: bytes) -> Link:
     _, _, index, flags, _ = _IFINFO.unpack_from(body)
     found = attributes(body, _IFINFO.size)
     info = attributes(found.get(_IFLA_LINKINFO, b""))
-    isolated = False
-    if info.get(_IFLA_INFO_SLAVE_KIND, b"").startswith(b"bridge"):
-        isolated = any(attributes(info.get(_IFLA_INFO_SLAVE_DATA, b"")).get(_IFLA_BRPORT_ISOLATED, b""))
+    port = b""
+    if body[0] == AF_BRIDGE:
+        port = found.get(_IFLA_PROTINFO, b"")
+    elif info.get(_IFLA_INFO_SLAVE_KIND, b"").startswith(b"bridge"):
+        port = info.get(_IFLA_INFO_SLAVE_DATA, b"")
     return Link(
         ifindex=index,
         name=string(found.get(_IFLA_IFNAME, b"")),
@@ -319,7 +325,7 @@ def parse_link(body: bytes) -> Link:
         master=number(found.get(_IFLA_MASTER, b"")),
         link=number(found.get(_IFLA_LINK, b"")),
         alias=string(found.get(_IFLA_IFALIAS, b"")),
-        isolated=isolated,
+        isolated=any(attributes(port).get(_IFLA_BRPORT_ISOLATED, b"")),
         group=number(found.get(_IFLA_GROUP, b"")),
     )
 

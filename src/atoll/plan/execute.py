@@ -46,7 +46,7 @@ def dismantle(host: Host, plan: op.Plan) -> list[AtollError]:
             faults.step()
             try:
                 with _explained([operation]):
-                    _run(host, way, [operation])
+                    _run(host, way, [operation], one_by_one=True)
             except NotFound:
                 continue
             except Failed as error:
@@ -86,12 +86,12 @@ def _batches(plan: op.Plan) -> Iterator[tuple[_Way, list[op.Operation]]]:
         yield way, list(batch)
 
 
-def _run(host: Host, way: _Way, batch: Sequence[op.Operation]) -> None:
+def _run(host: Host, way: _Way, batch: Sequence[op.Operation], *, one_by_one: bool = False) -> None:
     means, namespace = way
     match means:
         case "netlink":
             with host.socket_in(namespace) as sock:
-                _send(host, sock, batch)
+                _send(host, sock, batch, one_by_one=one_by_one)
         case "nft":
             host.nft.apply("".join(part.script for part in batch if isinstance(part, op.NftScript)))
         case "sysctl":
@@ -128,17 +128,19 @@ def _name_namespace(host: Host, operation: op.Operation) -> None:
         netns.release(host.netns_dir, operation.name)
 
 
-def _send(host: Host, sock: Socket, batch: Sequence[op.Operation]) -> None:
+def _send(host: Host, sock: Socket, batch: Sequence[op.Operation], *, one_by_one: bool) -> None:
     """Encode and send netlink operations, in as few datagrams as there are dependencies between them.
 
-    Commands name interfaces, the kernel wants indexes; so a datagram ends before an operation that names one made in it.
+    Commands name interfaces, the kernel wants indexes; so a datagram ends before an operation that names one made in it. With
+    `one_by_one` nothing is sent after a refusal: a link that can't be made as there is another of its name must not mark that one.
     """
     pending: list[bytes] = []
     made: set[str] = set()
 
     def flush() -> None:
         if pending:
-            sock.execute(*pending)
+            for requests in ([part] for part in pending) if one_by_one else [pending]:
+                sock.execute(*requests)
             pending.clear()
             made.clear()
 
