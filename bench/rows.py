@@ -189,7 +189,7 @@ def _memory_checks(effort: Effort, measured: Measured) -> list[Check]:
 
 
 def _repair_variants(effort: Effort) -> list[Variant]:
-    return [Variant("Atoll engine", partial(ours.repairing, effort.many)), Variant("floor", partial(bare.repairing, effort.many))]
+    return [Variant("Atoll daemon", partial(ours.repairing, effort.many)), Variant("floor", partial(bare.repairing, effort.many))]
 
 
 def _repair_checks(effort: Effort, measured: Measured) -> list[Check]:
