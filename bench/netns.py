@@ -1,7 +1,7 @@
-"""Network namespaces by file descriptor, for processes with one thread.
+"""Network namespaces by file descriptor.
 
-Every process of the bench that enters a namespace is single-threaded and comes straight back, so the trap of a thread left behind
-in the wrong namespace can't arise here; the engine, which has threads, does it differently.
+A namespace is a property of a thread. Whatever enters one here comes straight back on the same thread, so no thread is left behind in
+the wrong one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from atoll.errors import Failed
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
+
+#: Of the thread that opens it, which need not be the first one of its process.
+_OWN = "/proc/thread-self/ns/net"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,7 +40,7 @@ def _enter(fd: int) -> None:
 @contextmanager
 def inside(fd: int) -> Iterator[None]:
     """Run the body in the network namespace `fd`; sockets that it makes stay there."""
-    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _enter(fd)
         try:
@@ -50,11 +53,11 @@ def inside(fd: int) -> Iterator[None]:
 
 def create() -> int:
     """A new network namespace with IPv6 off, as a file descriptor; it lives until that is closed."""
-    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
         unshare(CLONE_NEWNET)
         try:
-            fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
             for scope in ("all", "default"):
                 with open(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6", "w") as switch:
                     switch.write("1")

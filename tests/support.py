@@ -94,7 +94,16 @@ def outside(name: str, link: str, here: Sequence[str], there: Sequence[str]) -> 
             sock.execute(rtnl.set_link(index, up=True), *(rtnl.add_address(index, interface(text)) for text in here))
         gateways = {version_of(text): text.partition("/")[0] for text in reversed(here)}
         machine.configure("eth0", there, list(gateways.values()))
+        settle(link)
         yield machine
+
+
+def settle(*links: str) -> None:
+    """Return when packets flow through links of the calling thread's namespace that were just made: asked about a link, the kernel first
+    does the work that it puts off when a carrier comes."""
+    with netlink.Socket() as sock:
+        for link in links:
+            sock.ask(rtnl.get_link(link))
 
 
 def version_of(address: str) -> Literal[4, 6]:

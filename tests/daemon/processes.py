@@ -314,6 +314,11 @@ class Flow:
             sender.sendall(b"%08d" % self._sent)
             assert receiver.recv(8, socket.MSG_WAITALL) == b"%08d" % self._sent
 
+    def retransmissions(self) -> int:
+        """Segments that were sent more than once, by either end: `tcpi_total_retrans` (linux/tcp.h)."""
+        infos = (end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104) for end in (self._client, self._server))
+        return sum(int.from_bytes(info[100:104], sys.byteorder) for info in infos)
+
 
 @contextlib.contextmanager
 def flow(client: Place, address: str, port: int, server: Place, inner_port: int) -> Iterator[Flow]:

@@ -221,7 +221,7 @@ set -e
 ip link add dev foreign0 type bridge
 ip link set foreign0 up
 ip addr add 10.200.0.1/24 dev foreign0
-for n in $(seq 1 40); do
+for n in $(seq 1 15); do
     ip link add dev f$n mtu 1400 type veth peer name eth0 netns other
     ip link set f$n master foreign0 up
     ip -n other link set eth0 up
@@ -250,11 +250,16 @@ def test_its_own_work_and_that_of_others_is_no_damage(host: None, tmp_path: Path
             daemon.call("POST", f"/v1/networks/{('web', 'db')[number % 2]}/endpoints", body)
         before = daemon.view()
         run("ip netns add other")
+        is_idle(daemon)
+        start, used = time.monotonic(), daemon.cpu()
         run(FOREIGN)
+        # Some of it needs a look (any veth inside a namespace could be one of ours); a look is a dump, never one a namespace.
+        assert daemon.cpu() - used < 0.25 * (time.monotonic() - start)
         assert daemon.view() == before
-        for number in range(0, MANY, 2):
+        for number in range(0, 20, 2):
             daemon.call("DELETE", f"/v1/networks/web/endpoints/n{number}")
-            daemon.call("DELETE", f"/v1/namespaces/n{number + 1}")
+        for number in range(1, MANY, 2):
+            daemon.call("DELETE", f"/v1/namespaces/n{number}")
         is_idle(daemon)
         assert repairs_since(daemon, 0) == []
         assert daemon.differences() == []
@@ -278,7 +283,7 @@ class Pump:
     """Sends over connections, one after the other and all the time, and keeps the longest time that one took."""
 
     def __init__(self, flows: list[Flow]) -> None:
-        self._flows = flows
+        self.flows = flows
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.sent, self.longest = 0, 0.0
@@ -297,7 +302,7 @@ class Pump:
     def _run(self) -> None:
         try:
             while not self._stop.wait(0.0005):
-                for one in self._flows:
+                for one in self.flows:
                     start = time.perf_counter()
                     one.goes_on()
                     self.longest = max(self.longest, time.perf_counter() - start)
@@ -324,6 +329,6 @@ def test_a_restart_interrupts_no_connection(host: None, tmp_path: Path, record_p
                 assert daemon.view() == view
         record_property("longest_stall_ms", round(pump.longest * 1000, 2))
         assert pump.sent > 500
-        # A retransmission takes at least 200 ms, so this says that no packet was lost.
-        assert pump.longest < 0.2, f"stalled for {pump.longest * 1000:.0f} ms"
+        assert [one.retransmissions() for one in pump.flows] == [0] * len(pump.flows)
+        assert pump.longest < PROMISE, f"stalled for {pump.longest:.2f} s"
         assert repairs_since(daemon, 0) == []

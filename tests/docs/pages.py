@@ -24,6 +24,7 @@ _PRINT: Final = re.compile(r"^\s*print\(.*\)  # (.*)$", re.MULTILINE)
 _VARIES: Final = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r'("(?:created|started|time|inode|pid)": ?)[0-9.]+', r"\1N"),
         (r"(?<![0-9a-f])[0-9a-f]{10}(?![0-9a-f])|(?<=\bat[bvti])[0-9a-f]{10}", "ID"),
         (r"\b[0-9a-f]{2}(:[0-9a-f]{2}){5}\b", "MAC"),
         (r"\b\d\d:\d\d:\d\d\b", "CLOCK"),
@@ -32,7 +33,6 @@ _VARIES: Final = [
         (r"\b(daemon |pid[ :]|/proc/)\d+", r"\1PID"),
         (r"@if\d+\b", "@ifN"),
         (r"\b(up )?\d+s\b", r"\1AGE"),
-        (r'("(?:created|started|time|inode|pid)": ?)[0-9.]+', r"\1N"),
         (r"\bfd[0-9a-f]{2}:[0-9a-f]{1,4}:[0-9a-f]{1,4}:[0-9a-f]{1,4}::", "ULA::"),
         (r"\bfe80::[0-9a-f:]+", "fe80::N"),
         (r"0xf[de][0-9a-f]{30}", "0xV6"),
@@ -120,7 +120,9 @@ def program(page: Path) -> tuple[str, str]:
 def matches(expected: str, output: str) -> bool:
     for varying, replacement in _VARIES:
         expected, output = varying.sub(replacement, expected), varying.sub(replacement, output)
-    pattern = "".join(
-        r"(?:.*\n)*?" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*?") + r"[ \t]*\n" for line in expected.splitlines()
-    )
+    pattern = "".join(map(_pattern, expected.splitlines()))
     return re.fullmatch(pattern, output if output.endswith("\n") or not output else f"{output}\n") is not None
+
+
+def _pattern(line: str) -> str:
+    return r"(?:.*\n)*?" if line.strip() == "..." else re.escape(line).replace(r"\.\.\.", ".*?") + r"[ \t]*\n"

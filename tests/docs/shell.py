@@ -25,26 +25,37 @@ _PATIENCE: Final = 10.0
 _LOOKS: Final = ("curl ", "ip ", "nft list", "atoll events", "atoll ns ls", "atoll ns adopt ", "atoll network ls", "tail ", "tc ")
 
 _NOBODY: Final = 65534
-#: Everything that a page's commands write to is the shell's own: /run with its sockets and named namespaces, and the state of Atoll.
+_AS_NOBODY: Final = f"setpriv --reuid {_NOBODY} --regid {_NOBODY} --clear-groups"
+#: /run, with sockets and named namespaces, is the shell's own, and what it writes goes there.
 _SETUP: Final = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 docs /run
-mount -t tmpfs -o mode=755 docs /var/lib
-mkdir /var/lib/home
-mkdir -m 1777 /run/scratch
-mount --bind /run/scratch /tmp
+mkdir /run/home /run/netns
 """
-#: An ordinary user must get at the interpreter and at Atoll, wherever they are.
-_REACHABLE: Final = """
-reach() {
-    local folder=$1 top
-    setpriv --reuid 65534 --regid 65534 --clear-groups test -x "$folder" && return
-    top=/${folder#/}; top=/$(cut -d/ -f2 <<<"$top")
-    mkdir /run/reached; mount --rbind "$folder" /run/reached
-    mount -t tmpfs -o mode=755 docs "$top"
-    mkdir -p "$folder"; mount --move /run/reached "$folder"; rmdir /run/reached
-}
+#: An ordinary user must get at the interpreter and at Atoll, wherever they are: folders on the way there that are closed to others are
+#: covered with open ones.
+_REACH: Final = f"""
+mkdir -m 700 /run/user
+chown {_NOBODY}:{_NOBODY} /run/home /run/user
+reach() {{
+    local folder top number=0
+    local -a closed=()
+    local -A covered=()
+    for folder; do
+        {_AS_NOBODY} test -x "$folder" && continue
+        mkdir -p "/run/reach/${{#closed[@]}}"
+        mount --rbind "$folder" "/run/reach/${{#closed[@]}}"
+        closed+=("$folder")
+    done
+    for folder in "${{closed[@]}}"; do
+        top=/$(cut -d/ -f2 <<<"$folder")
+        [[ ${{covered[$top]:-}} ]] || mount -t tmpfs -o mode=755 docs "$top"
+        covered[$top]=yes
+        mkdir -p "$folder"
+        mount --move "/run/reach/$((number++))" "$folder"
+    done
+}}
 """
 
 
@@ -54,19 +65,15 @@ class Shell:
     def __init__(self, *, root: bool = True) -> None:
         reader, self._input = os.pipe()
         self._output, writer = os.pipe()
-        folders = sorted({sys.base_prefix, sys.prefix, str(ROOT)})
-        setup = _SETUP
-        if not root:
-            setup += _REACHABLE + "".join(f"reach {shlex.quote(folder)}\n" for folder in folders)
-            setup += f"mkdir -m 700 /run/user\nchown {_NOBODY}:{_NOBODY} /var/lib/home /run/user\n"
-        setup += "cd /var/lib/home\nexec "
-        setup += "bash --noprofile --norc" if root else f"setpriv --reuid {_NOBODY} --regid {_NOBODY} --clear-groups bash --noprofile --norc"
+        folders = shlex.join(sorted({sys.base_prefix, sys.prefix, str(ROOT)}))
+        setup = _SETUP if root else f"{_SETUP}{_REACH}reach {folders}\n"
+        setup += f"cd /run/home\nexec {'' if root else _AS_NOBODY} bash --noprofile --norc"
         environment = {
             "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}:/usr/sbin:/sbin",
-            "HOME": "/var/lib/home",
+            "HOME": "/run/home",
             "LC_ALL": "C.UTF-8",
             "TERM": "dumb",
-            **({} if root else {"XDG_RUNTIME_DIR": "/run/user"}),
+            **({"ATOLL_STATE": "/run/state"} if root else {"XDG_RUNTIME_DIR": "/run/user"}),
         }
         command = ["unshare", "--mount", "bash", "--noprofile", "--norc", "-c", setup]
         self._process = subprocess.Popen(command, stdin=reader, stdout=writer, stderr=writer, env=environment, start_new_session=True)
@@ -99,19 +106,17 @@ class Shell:
         output, _, code = data.decode().rpartition(mark)
         return Done(output.replace("\r\n", "\n"), int(code))
 
-    def follow(self, step: Step) -> None:
-        """Do a step of a page and hold what it prints against what the page says. Raises `AssertionError`."""
+    def follow(self, step: Step) -> str:
+        """Do a step of a page and hold what it prints against what the page says: what is wrong, or nothing."""
         end = time.monotonic() + _PATIENCE
         while True:
             done = self.run(step.command)
-            if (done.code == 0) if step.expected is None else _is_as_promised(step.expected, done):
-                return
-            if not step.command.partition("-- ")[2].startswith("curl") and not step.command.startswith(_LOOKS):
-                break
-            if time.monotonic() > end:
-                break
+            if _is_as_promised(step.expected, done):
+                return ""
+            looks = step.command.startswith(_LOOKS) or step.command.partition("-- ")[2].startswith("curl ")
+            if not looks or time.monotonic() > end:
+                return f"{step.command}\n--- said (exit code {done.code})\n{done.output}--- the page says\n{step.expected}"
             time.sleep(0.05)
-        raise AssertionError(f"\n{step.command}\n--- said (exit code {done.code})\n{done.output}--- the page says\n{step.expected}")
 
 
 class Done(NamedTuple):
@@ -119,6 +124,8 @@ class Done(NamedTuple):
     code: int
 
 
-def _is_as_promised(expected: str, done: Done) -> bool:
+def _is_as_promised(expected: str | None, done: Done) -> bool:
     """A failure must be visible in the page: a command without output has succeeded."""
+    if expected is None:
+        return done.code == 0
     return matches(expected, done.output) and (done.code == 0 or bool(expected))

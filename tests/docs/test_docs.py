@@ -29,10 +29,8 @@ def test_the_commands_of_a_page_print_what_the_page_says(page: Path, host: None)
         need_ordinary_users()
     with Shell(root=root) as shell:
         for step in steps:
-            try:
-                shell.follow(step)
-            except AssertionError as error:
-                pytest.fail(f"{pages.name(page)}:{step.line}: {error}", pytrace=False)
+            if wrong := shell.follow(step):
+                pytest.fail(f"{pages.name(page)}:{step.line}: {wrong}", pytrace=False)
 
 
 def need_ordinary_users() -> None:

@@ -9,9 +9,12 @@ import ipaddress
 import json
 import re
 import subprocess
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from atoll.lab.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 State = dict[str, list[Any]]
 
@@ -35,12 +38,13 @@ stack=$(cat <<'END'
 END
 )
 echo "STACK host"; bash -ec "$stack" bash host
-for name in $(ls /run/netns); do
+for name in ${{namespaces-$(ls /run/netns)}}; do
     echo "STACK $name"; nsenter --net=/run/netns/$name bash -ec "$stack" bash namespace
 done
 echo RULESET; nft -j list ruleset
-for family in ipv4 ipv6; do echo CONNECTIONS; conntrack -L -f $family -o extended 2>/dev/null; done
 """
+#: Apart, because a walk over the kernel's table takes longer than all else.
+_CONNECTIONS = "for family in ipv4 ipv6; do conntrack -L -f $family -o extended 2>/dev/null; done"
 
 #: Counters that run, and a port's state machine while it waits for one of them.
 _TIMERS = re.compile(r'"(?:hello|tcn|topology_change|gc|hold|message_age|forward_delay)_timer":[0-9.]+,?')
@@ -131,14 +135,17 @@ def comparable(found: State) -> State:
     return kept
 
 
-def read(shell: Shell) -> State:
-    """Everything as values, by place and kind, but for running timers and what a link's carrier does to it."""
-    head, _, connections = _TIMERS.sub("", shell.run(_HOST)).partition("CONNECTIONS\n")
-    stacks, _, ruleset = head.partition("RULESET\n")
-    found: State = {
-        "connections": [match[1] + match[2] for match in map(_TRACKED.match, connections.splitlines()) if match],
-        "ruleset": [row for row in json.loads(ruleset)["nftables"] if "metainfo" not in row],
-    }
+def read(shell: Shell, *, namespaces: Sequence[str] | None = None, connections: bool = False) -> State:
+    """Everything as values, by place and kind, but for running timers and what a link's carrier does to it.
+
+    `namespaces` are those to look into, None for all.
+    """
+    limit = "" if namespaces is None else f"namespaces='{' '.join(namespaces)}'\n"
+    stacks, _, ruleset = _TIMERS.sub("", shell.run(limit + _HOST)).partition("RULESET\n")
+    found: State = {"ruleset": [row for row in json.loads(ruleset)["nftables"] if "metainfo" not in row]}
+    if connections:
+        listed = map(_TRACKED.match, shell.run(_CONNECTIONS).splitlines())
+        found["connections"] = [match[1] + match[2] for match in listed if match]
     for part in stacks.split("STACK ")[1:]:
         name, _, rest = part.partition("\n")
         text, _, settings = rest.partition("SETTINGS\n")

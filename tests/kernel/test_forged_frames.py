@@ -16,7 +16,7 @@ from atoll.firewall.elements import link_local
 from atoll.kernel import rtnl, sysctl
 from tests import frames
 from tests.frames import ALL_NODES, EVERYBODY, LLDP_GROUP, PORT_GROUPS, around, frame, icmp, icmp6, packed, tagged, udp
-from tests.support import FACING, OUTSIDE, PATIENCE, TRANSPORTS, Inside, Probe, Traffic, cidr, ip, lenient, outside
+from tests.support import FACING, OUTSIDE, PATIENCE, TRANSPORTS, Inside, Probe, Traffic, cidr, ip, lenient, outside, settle
 
 if TYPE_CHECKING:
     from atoll import Engine
@@ -266,7 +266,7 @@ def test_a_guarded_network_without_ipv6_carries_none_between_neighbours(engine: 
         # Root inside switches it on again.
         place.run(lambda: sysctl.write("net/ipv6/conf/eth0/disable_ipv6", "0"))
     source, to = link_local(attacker.mac), link_local(victim.mac)
-    solicited = "ff02::1:ff" + to[-7:]
+    solicited = "ff02::1:ff{0}:{1}{2}".format(*victim.mac.split(":")[3:])
     solicitation = icmp6(source, solicited, 135, bytes(4) + packed(to))
     forgery = _trailed(
         {
@@ -482,6 +482,7 @@ def test_an_unknown_port_of_a_bridge_lets_nothing_in(engine: Engine, world: Mach
     endpoint = engine.connect("net", "known")
     ip(Inside(engine), f"link add {link} type veth peer name eth9 netns stranger", f"link set {link} master {network.bridge} up")
     _join(stranger, addresses, gateways)
+    settle(link)
     for place in (known, Inside(engine), world):
         traffic.serve(place, LISTENING)
     tried = _probes(stranger, LISTENING, FACING, OUTSIDE, {version: endpoint.address(version) for version in (4, 6)})
@@ -500,6 +501,7 @@ def test_a_port_that_is_in_no_bridge_lets_nothing_in(
     known = engine.connect("net", "known")
     ip(host, f"link add {link} type veth peer name eth9 netns stranger", f"link set {link} up")
     ip(stranger, "link set eth9 up")
+    settle(link)
     near, far = mac_of(host, link), mac_of(stranger, "eth9")
 
     def canary(token: bytes) -> bytes:
@@ -537,6 +539,7 @@ def test_an_unknown_bridge_leads_nowhere(engine: Engine, world: Machine, traffic
         *(f"address add {where} dev {bridge}" for where in cidr(near)),
     )
     _join(stranger, far, near)
+    settle("veth9", bridge)
     for place in (known, stranger, world):
         traffic.serve(place, LISTENING)
     tried = [*_probes(stranger, LISTENING, OUTSIDE), *_probes(stranger, PUBLISHED, FACING)]

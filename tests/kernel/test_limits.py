@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,12 @@ from atoll.errors import AtollError, Conflict, Exhausted, Failed, Invalid, NotFo
 from atoll.kernel import netns
 from atoll.lab import private
 from atoll.lab.machine import Machine, wire
+from atoll.model import address
 from tests.kernel.kernel_state import Shell, comparable, differences, exact, read
 from tests.support import Inside, Probe, Traffic, outside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from atoll.kernel.netlink import Socket
+    from collections.abc import Iterator
 
 
 # --- many endpoints ------------------------------------------------------------------------------------------------------------------
@@ -43,20 +42,22 @@ def test_eleven_hundred_endpoints_on_one_network(engine: Engine) -> None:
             engine.connect("net", f"r{number}", publish=["8080:80"] if number == count - 1 else [])
         network = engine.state.network("net")
         assert network.shards == 3
-        ports = [len(os.listdir(f"/sys/class/net/{bridge}/brif")) for bridge in network.bridges()]
+        links = engine.links()
+        masters = Counter(link.master for link in links.values())
+        ports = [masters[links[bridge].ifindex] for bridge in network.bridges()]
         assert sum(ports) == count + 4  # and the trunks between them
         assert max(ports) < 500
 
         sample = [0, 1, 479, 480, 481, 959, 960, 1098, 1099]
         places = {number: Inside(engine, f"r{number}") for number in sample}
-        address = {number: engine.state.endpoints_of(f"r{number}")[0].address(4) for number in sample}
+        at = {number: engine.state.endpoints_of(f"r{number}")[0].address(4) for number in sample}
         for place in places.values():
             traffic.serve(place, 80)
         traffic.serve(Inside(engine), 80)
         ways = [(0, 1099), (1099, 0), (0, 480), (481, 959), (960, 479), (1098, 1099), (1, 960)]
-        probes = [Probe(places[here], address[there], 80) for here, there in ways]
+        probes = [Probe(places[here], at[there], 80) for here, there in ways]
         probes += [Probe(place, "10.0.0.1", 80) for place in places.values()]
-        probes += [Probe(client, "192.0.2.1", 8080), Probe(Inside(engine), address[1099], 80)]
+        probes += [Probe(client, "192.0.2.1", 8080), Probe(Inside(engine), at[1099], 80)]
         assert None not in traffic.ask(probes)
         assert engine.differences() == []
     assert time.monotonic() - begun < 40
@@ -121,13 +122,13 @@ def test_a_subnet_that_is_full_says_who_has_its_addresses(engine: Engine) -> Non
 # --- slow links ----------------------------------------------------------------------------------------------------------------------
 
 
-def transfer(engine: Engine, source: str, target: str, address: str, size: int) -> float:
+def transfer(engine: Engine, source: str, target: str, host: str, size: int) -> float:
     """Send bytes over TCP from one namespace to another; how many bits a second arrived."""
-    listener = Inside(engine, target).run(lambda: socket.create_server((address, 5001)))
+    listener = Inside(engine, target).run(lambda: socket.create_server((host, 5001)))
     sender = Inside(engine, source).run(socket.socket)
 
     def send() -> None:
-        sender.connect((address, 5001))
+        sender.connect((host, 5001))
         sender.sendall(bytes(size))
         sender.close()
 
@@ -169,16 +170,18 @@ def test_macvlan_endpoints_are_on_the_network_of_their_parent(engine: Engine) ->
             made = engine.connect("lan", name, mac="02:00:00:00:00:77" if name == "m1" else "")
             assert made.address(4).startswith("192.168.7.6")
             places.append(Inside(engine, name))
-        for place in (*places, neighbour):
+        for place in places:
             traffic.serve(place, 80)
-        probes = [Probe(place, address, 80) for place in places for address in ("192.168.7.9", "fd07::9")]
+        traffic.serve(neighbour, 80)
+        probes = [Probe(place, target, 80) for place in places for target in ("192.168.7.9", "fd07::9")]
         probes += [Probe(neighbour, "192.168.7.64", 80), Probe(neighbour, "192.168.7.65", 80), Probe(places[0], "192.168.7.65", 80)]
         assert None not in traffic.ask(probes)
         assert "02:00:00:00:00:77" in Shell().run("ip -n m1 link show eth0")
-        for refused in ({"publish": ["80:80"]}, {"ingress_rate": "1mbit"}):
+        refusals: list[dict[str, Any]] = [{"publish": ["80:80"]}, {"ingress_rate": "1mbit"}]
+        for refused in refusals:
             engine.create_namespace("m3")
             with left_as_it_was(engine), pytest.raises(Invalid, match="driver macvlan can't"):
-                engine.connect("lan", "m3", **refused)  # type: ignore[arg-type]
+                engine.connect("lan", "m3", **refused)
             engine.remove_namespace("m3")
 
 
@@ -219,8 +222,8 @@ def test_a_process_is_adopted_until_it_ends(engine: Engine) -> None:
             made = engine.connect("net", "theirs", publish=["8080:80"])
             engine.connect("net", "r2")
             traffic.serve(Inside(engine, "theirs"), 80)
-            for here, address, port in ((Inside(engine, "r2"), made.address(4), 80), (Inside(engine), "127.0.0.1", 8080)):
-                assert traffic.one(here, address, port)
+            assert traffic.one(Inside(engine, "r2"), made.address(4), 80)
+            assert traffic.one(Inside(engine), "127.0.0.1", 8080)
             assert engine.release_vanished() == []
             with pytest.raises(Conflict, match="is published by theirs"):
                 engine.publish("r2", ["8080:80"])
@@ -228,16 +231,10 @@ def test_a_process_is_adopted_until_it_ends(engine: Engine) -> None:
         assert [gone.name for gone in engine.release_vanished()] == ["theirs"]
         assert not Path("/run/netns/theirs").exists()
         assert f"link {made.host_interface}" not in Shell().run("ip -d -o link")
-        assert engine.state.pools(engine.state.network("net"))[0].holder(made_ip(made)) is None
+        assert engine.state.pools(engine.state.network("net"))[0].holder(address(made.address(4))) is None
         engine.publish("r2", ["8080:80"])
         engine.settle()
         assert engine.differences() == []
-
-
-def made_ip(endpoint: Any) -> Any:
-    from atoll.model import address
-
-    return address(endpoint.address(4))
 
 
 def test_a_pid_that_another_process_has_by_now_is_not_the_one_that_was_adopted(host: None, tmp_path: Path) -> None:
@@ -260,16 +257,17 @@ def test_a_pid_that_another_process_has_by_now_is_not_the_one_that_was_adopted(h
             assert not Path("/run/netns/theirs").exists()
 
 
-def test_what_is_no_isolated_namespace_is_not_adopted(engine: Engine) -> None:
-    Shell().run("ip netns add theirs; touch /run/netns/plain")
+def test_what_is_no_isolated_namespace_is_not_adopted(engine: Engine, tmp_path: Path) -> None:
+    Shell().run("ip netns add theirs")
+    (tmp_path / "plain").touch()
     engine.create_namespace("r1")
     cases: list[tuple[dict[str, Any], type[AtollError], str]] = [
         ({"pid": os.getpid()}, Conflict, "is in the host's own network namespace"),
         ({"path": "/proc/self/ns/net"}, Conflict, "is in the host's own network namespace"),
         ({"path": "/run/netns/r1"}, Conflict, "is under our care as r1"),
         ({"path": "/proc/self/ns/mnt"}, Invalid, "is not a network namespace"),
-        ({"path": "/run/netns/plain"}, Invalid, "is not a network namespace"),
-        ({"path": "/etc/passwd"}, Invalid, "is not a network namespace"),
+        ({"path": str(tmp_path / "plain")}, Invalid, "is not a network namespace"),
+        ({"path": str(tmp_path)}, Invalid, "is not a network namespace"),
         ({"path": "run/netns/theirs"}, Invalid, "is not an absolute path"),
         ({"path": "/run/netns/nothere"}, NotFound, "no network namespace at"),
         ({"pid": 2**22}, NotFound, "no process with pid"),
@@ -282,9 +280,10 @@ def test_what_is_no_isolated_namespace_is_not_adopted(engine: Engine) -> None:
             engine.adopt_namespace("new", **options)
     # A name that is someone else's stays theirs, also when giving it away fails.
     with process() as pid:
-        for options in ({"pid": pid}, {"path": f"/proc/{pid}/ns/net"}):
+        ways: list[dict[str, Any]] = [{"pid": pid}, {"path": f"/proc/{pid}/ns/net"}]
+        for options in ways:
             with left_as_it_was(engine), pytest.raises(Conflict, match="a namespace theirs exists that isn't ours"):
-                engine.adopt_namespace("theirs", **options)  # type: ignore[arg-type]
+                engine.adopt_namespace("theirs", **options)
     with left_as_it_was(engine), pytest.raises(Conflict, match="a namespace theirs exists that isn't ours"):
         engine.create_namespace("theirs")
 
@@ -353,13 +352,25 @@ def test_a_removed_namespace_is_gone(engine: Engine) -> None:
 # --- others' bridges -----------------------------------------------------------------------------------------------------------------
 
 
+def test_a_bridge_keeps_its_mtu_when_its_ports_come_and_go(engine: Engine) -> None:
+    for name, mtu in (("small", 1400), ("large", 9000)):
+        engine.create_network(name, mtu=mtu)
+        engine.create_namespace(name)
+        engine.connect(name, name)
+        assert engine.differences() == []
+        engine.disconnect(name, name)
+        assert engine.differences() == []
+        assert engine.links()[engine.state.network(name).bridge].mtu == mtu
+
+
 def test_a_bridge_that_was_there_is_used_and_given_back(engine: Engine) -> None:
     with Machine("vm") as vm, Traffic() as traffic:
         wire("vnet0", vm, "eth0")
         vm.configure("eth0", ["10.9.0.50/24", "fd09::50/64"])
         Shell().run(
             """
-            ip link add br9 address 02:00:00:00:00:09 mtu 1450 type bridge
+            ip link add br9 address 02:00:00:00:00:09 type bridge
+            ip link set br9 mtu 1450
             sysctl -qw net.ipv4.conf.br9.route_localnet=0 net.ipv6.conf.br9.accept_ra=1
             ip link set vnet0 up master br9
             ip link set br9 up
@@ -522,7 +533,7 @@ def furnish(engine: Engine) -> None:
     engine.create_network("second", subnets=["10.1.0.0/24"], internal=True, labels={"a": "b"})
     for name in ("r1", "r2"):
         engine.create_namespace(name)
-        engine.connect("net", name, publish=[f"80{name[1]}:80", f"[::1]:90{name[1]}-91{name[1]}:90{name[1]}-91{name[1]}/udp"])
+        engine.connect("net", name, publish=[f"80{name[1]}:80", f"[::1]:9{name[1]}0-9{name[1]}5:9{name[1]}0-9{name[1]}5/udp"])
     engine.connect("second", "r1", aliases=["db"])
     engine.disconnect("net", "r2")
     engine.connect("net", "r2", addresses=["10.0.0.99"])
@@ -548,15 +559,16 @@ def test_a_restarted_engine_finds_everything_and_changes_nothing(host: None, tmp
             client.sendall(b"still here")
             assert server.recv(100) == b"still here"
             # Nothing that was held is given out again, and numbers go on where they were.
-            with pytest.raises(Conflict, match="10.0.0.99 is held by r2"):
-                engine.connect("net", "r1x" if engine.create_namespace("r1x") else "", addresses=["10.0.0.99"])
+            engine.create_namespace("r3")
+            with pytest.raises(Conflict, match=r"10.0.0.99 is held by r2"):
+                engine.connect("net", "r3", addresses=["10.0.0.99"])
             with pytest.raises(Conflict, match="port 801/tcp is published by r1"):
                 engine.publish("r2", ["801:1"])
-            assert engine.connect("net", "r1x").address(4) == "10.0.0.5"
+            assert engine.connect("net", "r3").address(4) == "10.0.0.5"
             assert engine.release_vanished() == []
     # The engine hears of a process that ended while it was away.
     with Engine.open(tmp_path) as engine:
-        assert [namespace.name for namespace in engine.namespaces()] == ["r1", "r1x", "r2"]
+        assert [namespace.name for namespace in engine.namespaces()] == ["r1", "r2", "r3"]
         engine.settle()
         assert engine.differences() == []
 

@@ -5,6 +5,7 @@ Written by hand on a bare socket, because importing an HTTP library takes longer
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from atoll import paths
-from atoll.errors import BY_NAME, AtollError, Denied, Failed
+from atoll.errors import BY_NAME, AtollError, Denied, Failed, Invalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,11 +22,17 @@ if TYPE_CHECKING:
 #: A change waits its turn behind others; a daemon that says nothing for this long (seconds) is stuck.
 _PATIENCE: Final = 120
 _START: Final = 30
+_PAUSE: Final = 0.5
+_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
 def quote(name: str) -> str:
-    """A name as one part of a path; what can't be a name is refused by the daemon with its own words."""
-    return "".join(c if c.isalnum() or c in "_.-" else "".join(f"%{byte:02X}" for byte in c.encode()) for c in name) or "%00"
+    """A name as one part of a path. What can't be a name is refused by the daemon, with its own words, but for the empty one, which no
+    path can carry; of a long one the beginning does, as nothing has a name of that length."""
+    if not name:
+        raise Invalid("a name is empty", "atoll network ls and atoll ns ls show what there is")
+    data = name[:200].encode("utf-8", "replace")
+    return "".join(chr(byte) if chr(byte) in _PLAIN else f"%{byte:02X}" for byte in data)
 
 
 def get(path: str) -> Any:
@@ -43,19 +50,21 @@ def delete(path: str, *, dry_run: bool = False) -> Any:
 def request(method: str, path: str, body: dict[str, Any] | None = None, *, start: bool = True) -> Any:
     """The answer's JSON. Raises the error that the daemon answers with, as its own class."""
     with _connect(start) as sock:
-        _send(sock, method, path, body)
         data = bytearray()
         try:
+            _send(sock, method, path, body)
             while part := sock.recv(1 << 20):
                 data += part
         except TimeoutError:
             raise Failed(f"the daemon at {paths.socket_path()} does not answer", "its log is beside its socket") from None
+        except ConnectionError:
+            pass  # It has ended. What it said before, if anything, counts.
     return _parse(bytes(data))
 
 
 def stream(path: str) -> Iterator[dict[str, Any]]:
-    """The events of a followed stream, as they come."""
-    with _connect(start=True) as sock:
+    """The events of a followed stream, as they come, until the daemon ends."""
+    with _connect(start=True) as sock, contextlib.suppress(ConnectionError):
         _send(sock, "GET", path, None)
         sock.settimeout(None)
         with sock.makefile("rb") as lines:
@@ -98,11 +107,28 @@ def _connect(start: bool) -> socket.socket:
         if not start:
             raise Failed("no daemon is running", "atoll daemon run, or any command that needs one") from None
     start_daemon()
-    return _open()
+    try:
+        return _open()
+    except OSError as error:
+        raise Failed(f"the daemon has ended again ({error.strerror})", f"see {paths.run_folder()}/daemon.log") from None
 
 
 def start_daemon() -> None:
     """Start a daemon of our own and wait until it answers. Raises `Failed` with its own words."""
+    deadline = time.monotonic() + _START
+    while words := _start():
+        # Another client may have started one in the same moment, and that one serves us, too; or one is about to end.
+        pause = time.monotonic() + _PAUSE
+        if "another atoll" not in words or pause > deadline:
+            raise Failed(f"the daemon did not start: {words}")
+        while time.monotonic() < pause:
+            if running():
+                return
+            time.sleep(0.02)
+
+
+def _start() -> str:
+    """Start a daemon and wait until it serves. What it says when it doesn't."""
     import subprocess
 
     run = paths.run_folder()
@@ -112,25 +138,17 @@ def start_daemon() -> None:
     except OSError as error:
         raise Denied(f"may not write to {run} ({error.strerror})", "run as root, or set ATOLL_RUN to a folder of your own") from None
     reader, writer = os.pipe()
-    command = [sys.executable, "-m", "atoll.daemon", "--ready-fd", str(writer)]
+    # Without `-P` a file called atoll.py in the current folder would be run instead.
+    command = [sys.executable, "-P", "-m", "atoll.daemon", "--ready-fd", str(writer)]
     with log:
-        # Without `-P` a file called atoll.py in the current folder would be run instead.
-        command.insert(1, "-P")
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True, cwd="/"
         )
     os.close(writer)
     words = _read_all(reader)
-    if words:
-        # Another client may have started one in the same moment; then that one serves us, too.
-        deadline = time.monotonic() + _START
-        while "another atoll" in words and time.monotonic() < deadline:
-            if running():
-                return
-            time.sleep(0.02)
-        raise Failed(f"the daemon did not start: {words}")
-    if not running():
+    if not words and not running():
         raise Failed(f"the daemon did not start (exit code {process.poll()})", f"see {run}/daemon.log")
+    return words
 
 
 def _read_all(fd: int) -> str:
@@ -152,7 +170,7 @@ def _parse(data: bytes) -> Any:
         status = int(head.split(None, 2)[1])
         found = json.loads(body) if separator else None
     except (ValueError, IndexError):
-        raise Failed("the daemon ended in the middle of its answer", "try again; atoll doctor shows whether anything is amiss") from None
+        raise Failed("the daemon ended before it had answered", "try again; atoll doctor shows whether anything is amiss") from None
     if status < 400:
         return found
     error = found.get("error", {}) if isinstance(found, dict) else {}

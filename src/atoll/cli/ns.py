@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,9 @@ def execute(name: str, command: tuple[str, ...]) -> None:
     found = client.get(f"/v1/namespaces/{client.quote(name)}")
     status = client.get("/v1/status")
     _enter(found["path"], found["name"], status["pid"] if status["rootless"] and os.geteuid() != 0 else 0)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        # Python ignores these, and what is ignored stays so in a program that is executed.
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(command[0], command)  # noqa: S606 - the user's own command, without a shell
     except FileNotFoundError:

@@ -38,8 +38,11 @@ def main(arguments: list[str]) -> int:
             private.enter()
         _serve(state, run, ready_fd)
     except AtollError as error:
-        _tell(ready_fd, str(error))
-        logging.getLogger("atoll").error("%s", error)
+        if ready_fd < 0:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            _tell(ready_fd, str(error))
+            logging.getLogger("atoll").error("%s", error)
         return error.exit_code
     except Exception as error:
         # A defect of ours: whoever waits for the daemon gets a line, the log the rest.

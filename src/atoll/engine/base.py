@@ -16,13 +16,13 @@ from atoll.drivers import of, routing
 from atoll.engine import host_side
 from atoll.engine.state import State
 from atoll.errors import AtollError, Conflict, Denied, Failed, NotFound
-from atoll.firewall.elements import Element, endpoint_elements, network_elements, statement
+from atoll.firewall.elements import Element, change, endpoint_elements, network_elements, statement
 from atoll.firewall.skeleton import FENCES, RESET, SKELETON
 from atoll.kernel import netns, rtnl, sysctl
 from atoll.kernel.host import Host
 from atoll.model import Namespace
 from atoll.plan.execute import dismantle, execute
-from atoll.plan.operations import ConntrackDelete, NftScript, Operation, Plan
+from atoll.plan.operations import ConntrackDelete, Operation, Plan, RuleDelete
 from atoll.store.sqlite import Store
 
 if TYPE_CHECKING:
@@ -146,12 +146,9 @@ class Base:
 
     def delete_elements(self, elements: Iterable[Element]) -> None:
         """Take elements away. If one isn't there nft refuses all, and then the model says what must be: the whole is made anew."""
-        script = statement("delete", elements)
-        if not script:
-            return
         try:
-            self.host.nft.apply(script)
-        except Failed:
+            execute(self.host, Plan(tuple(change("delete", elements))))
+        except AtollError:
             self.rebuild_firewall()
 
     # --- namespaces as routing sees them ---
@@ -184,10 +181,10 @@ class Base:
         before = self.wanted_routes(namespace, others) if others else []
         after = self.wanted_routes(namespace, [*others, (network, endpoint)])
         gone, added = routing.changes(before, after)
-        rules = statement("add", endpoint_elements(network, endpoint))
+        rules = change("add", endpoint_elements(network, endpoint))
         # A client that spoke to the port before it led here would go on with nobody. TCP clients start anew by themselves.
         forget = [ConntrackDelete(port.protocol, port.host_port, port.count) for port in endpoint.ports if port.protocol != "tcp"]
-        return Plan.of([NftScript(rules)] if rules else [], of(network).endpoint_up(network, endpoint, namespace), gone, added, forget)
+        return Plan.of(rules, of(network).endpoint_up(network, endpoint, namespace), gone, added, forget)
 
     def detach(
         self,
@@ -208,8 +205,10 @@ class Base:
             return Plan.of(operations)
         if others is None:
             others = [pair for pair in self.state.attached(namespace.name) if pair[1].id != endpoint.id]
-        before = self.wanted_routes(namespace, [*others, (network, endpoint)]) if others else []
+        before = self.wanted_routes(namespace, [*others, (network, endpoint)])
         gone, added = routing.changes(before, self.wanted_routes(namespace, others))
+        if not others:
+            gone = [operation for operation in gone if isinstance(operation, RuleDelete)]  # routes go with their link, rules don't
         return Plan.of(gone, of(network).endpoint_down(network, endpoint, namespace), added)
 
     def forget_connections(self, endpoint: Endpoint) -> set[ConntrackDelete]:
@@ -271,8 +270,8 @@ class Base:
         plan = self.detach(network, endpoint, namespace, others)
         if network.driver != "bridge":
             return plan
-        rules = NftScript(statement("delete", endpoint_elements(network, endpoint)))
-        return Plan.of(plan.operations, [rules], sorted(self.forget_connections(endpoint), key=repr))
+        rules = change("delete", endpoint_elements(network, endpoint))
+        return Plan.of(plan.operations, rules, sorted(self.forget_connections(endpoint), key=repr))
 
     def put_host_back(self, removed: Network) -> None:
         """Give back the settings that no network needs any more after one has been removed."""

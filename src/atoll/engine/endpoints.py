@@ -14,7 +14,7 @@ from atoll import faults, ipam
 from atoll.drivers import bridge
 from atoll.engine.base import Base
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid
-from atoll.firewall.elements import Element, network_elements, port_elements, statement
+from atoll.firewall.elements import Element, change, network_elements, port_elements
 from atoll.kernel.host import port_holder, port_is_free
 from atoll.model import (
     MAX_SHARDS,
@@ -31,7 +31,7 @@ from atoll.model import (
     parse_rate,
 )
 from atoll.plan.execute import dismantle
-from atoll.plan.operations import ConntrackDelete, NftScript, Operation, Plan
+from atoll.plan.operations import ConntrackDelete, Operation, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -73,7 +73,8 @@ class EndpointVerbs(Base):
         except BaseException:
             self.state.retract_addresses(endpoint)
             raise
-        self.state.update_network(grown)
+        if grown != where:
+            self.state.update_network(grown)
         self.state.put_endpoint(endpoint)
         try:
             self.do(plan)
@@ -366,12 +367,12 @@ class EndpointVerbs(Base):
     def _publish_plan(self, endpoint: Endpoint, ports: Collection[PublishedPort]) -> Plan:
         elements = [element for port in ports for element in port_elements(endpoint, port)]
         forget = [ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports if port.protocol != "tcp"]
-        return Plan.of([NftScript(statement("add", elements))], forget)
+        return Plan.of(change("add", elements), forget)
 
     def _unpublish_plan(self, endpoint: Endpoint, ports: Collection[PublishedPort]) -> Plan:
         elements = [element for port in ports for element in port_elements(endpoint, port)]
         forget = [ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports]
-        return Plan.of([NftScript(statement("delete", elements))], forget)
+        return Plan.of(change("delete", elements), forget)
 
 
 def _grown(network: Network, endpoint: Endpoint) -> Network:
@@ -388,7 +389,7 @@ def _growth(network: Network, grown: Network) -> list[Operation]:
     """The further bridge, if there is one."""
     if grown == network:
         return []
-    return [NftScript(statement("add", _further(network, grown))), *bridge.shard_up(grown, network.shards)]
+    return [*change("add", _further(network, grown)), *bridge.shard_up(grown, network.shards)]
 
 
 def _filled(options: dict[str, object]) -> dict[str, object]:

@@ -13,7 +13,7 @@ from atoll.engine import host_side
 from atoll.engine.base import Base
 from atoll.engine.network_request import Chosen, HostFacts, NetworkRequest, choose
 from atoll.errors import AtollError, Conflict, Denied, Failed
-from atoll.firewall.elements import Element, network_elements, statement
+from atoll.firewall.elements import Element, change, network_elements, statement
 from atoll.firewall.skeleton import RESET, SKELETON
 from atoll.kernel import rtnl
 from atoll.model import PREDEFINED, Network
@@ -115,12 +115,13 @@ class NetworkVerbs(Base):
         wanted = host_side.needs(networks, links, self.read_setting)
         former = host_side.remember({**host_side.on_adopted(network), **wanted}, self.store.facts("former:"), self.read_setting)
         fence = host_side.fence(former, links)
-        script = statement("add", [*network_elements(network), *fence])
+        elements = [*network_elements(network), *fence]
+        rules = change("add", elements)
         if network.driver == "bridge" and not any(True for _ in self.state.bridge_networks()):
-            script = RESET + SKELETON + script
+            rules = [NftScript(RESET + SKELETON + statement("add", elements))]
         settings = host_side.set_up({setting: value for setting, value in wanted.items() if setting in former})
         # Forwarding before addresses: the kernel would join an address's anycast group twice if it came right after, and never leave it.
-        return Plan.of([NftScript(script)] if script else [], settings, of(network).network_up(network)), former, fence
+        return Plan.of(rules, settings, of(network).network_up(network)), former, fence
 
     def _removable(self, name: str) -> Network:
         network = self.state.network(name)
@@ -134,7 +135,7 @@ class NetworkVerbs(Base):
 
     def _firewall_without(self, network: Network) -> Operation:
         others = [other for other in self.state.bridge_networks() if other.id != network.id]
-        return NftScript(statement("delete", network_elements(network)) if others else RESET)
+        return NftScript(RESET) if not others else change("delete", network_elements(network))[0]
 
     def _take_down(self, network: Network) -> list[AtollError]:
         """Take away all that a network's record speaks of, and the record; its links before its rules."""

@@ -8,12 +8,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from atoll.firewall.skeleton import SETS, TABLE, Field
+from atoll.kernel import nft
 from atoll.model import address, interface
+from atoll.plan.operations import NftScript
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from atoll.model import Endpoint, Network, PublishedPort
+    from atoll.plan.operations import Operation
 
 PROTOCOL_NUMBER: Final = {"tcp": 6, "udp": 17, "sctp": 132}
 #: A field's value: a name or address as text, a port, or a range of ports as (first, last).
@@ -26,14 +29,6 @@ class Element(NamedTuple):
     set: str
     key: tuple[Value, ...]
     data: tuple[Value, ...] = ()
-
-
-class Encoded(NamedTuple):
-    """An element as the kernel holds it; `end` is empty outside interval sets."""
-
-    key: bytes
-    end: bytes
-    data: bytes
 
 
 # --- from the model ------------------------------------------------------------------------------------------------------------------
@@ -143,6 +138,15 @@ def statement(verb: str, elements: Iterable[Element]) -> str:
     return "".join(f"{verb} element {SETS[name].family} {TABLE} {name} {{ {', '.join(items)} }}\n" for name, items in by_set.items())
 
 
+def change(verb: str, elements: Iterable[Element]) -> list[Operation]:
+    """The operation that adds or deletes elements; none when there are none."""
+    found = list(elements)
+    if not found:
+        return []
+    changes = tuple(nft.Change(SETS[element.set].family, TABLE, element.set, encode(element)) for element in found)
+    return [NftScript(statement(verb, found), verb, changes)]
+
+
 # --- as the kernel's bytes -----------------------------------------------------------------------------------------------------------
 
 
@@ -166,9 +170,9 @@ def _join(fields: tuple[Field, ...], values: tuple[Value, ...], *, last: bool) -
     return parts[0] if len(parts) == 1 else b"".join(part + bytes(-len(part) & 3) for part in parts)
 
 
-def encode(element: Element) -> Encoded:
+def encode(element: Element) -> nft.Element:
     """The element as a dump of its set shows it."""
     spec = SETS[element.set]
     key = _join(spec.key, element.key, last=False)
     end = _join(spec.key, element.key, last=True) if spec.interval else b""
-    return Encoded(key, end, _join(spec.data, element.data, last=False) if element.data else b"")
+    return nft.Element(key, end, _join(spec.data, element.data, last=False) if element.data else b"")

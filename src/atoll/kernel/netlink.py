@@ -218,13 +218,15 @@ class Socket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def request(self, *requests: bytes) -> list[NetlinkError]:
+    def request(self, *requests: bytes, acknowledged: int = -1) -> list[NetlinkError]:
         """Send the messages as one datagram and return what the kernel refused, in order; an empty list is success.
 
-        The kernel goes on after a refused message, so a caller that raises must also undo.
+        The kernel goes on after a refused message, so a caller that raises must also undo. `acknowledged` is the position of the
+        message whose answer is the last: another than the last one in a batch, whose closing message the kernel does not answer.
         """
         if not requests:
             return []
+        answering = acknowledged % len(requests)
         first = self._sequence + 1
         self._sequence += len(requests)
         data = bytearray(b"".join(requests))
@@ -232,8 +234,7 @@ class Socket:
         for index, part in enumerate(requests):
             struct.pack_into("=I", data, offset + 8, first + index)
             offset += len(part)
-        last = offset - len(requests[-1])
-        data[last + 6] |= NLM_F_ACK
+        data[sum(map(len, requests[:answering])) + 6] |= NLM_F_ACK
         self._socket.send(data)
         refused: list[NetlinkError] = []
         while True:
@@ -244,7 +245,7 @@ class Socket:
                 error = _refusal(answer, index)
                 if error is not None:
                     refused.append(error)
-                if index == len(requests) - 1:
+                if index == answering:
                     return refused
 
     def execute(self, *requests: bytes) -> None:

@@ -14,14 +14,15 @@ import os
 import shutil
 import struct
 import subprocess
+from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from atoll.errors import Failed, Unsupported
 from atoll.kernel import netlink, netns
-from atoll.kernel.netlink import NETLINK_NETFILTER, attribute, attribute_list, attributes, message, string
+from atoll.kernel.netlink import NETLINK_NETFILTER, attribute, attribute_list, attributes, message, nested, string
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from atoll.kernel.netns import Visitor
 
@@ -31,7 +32,11 @@ _GET_TABLE: Final = _SUBSYSTEM << 8 | 1
 _GET_CHAIN: Final = _SUBSYSTEM << 8 | 4
 _GET_RULE: Final = _SUBSYSTEM << 8 | 7
 _GET_SET: Final = _SUBSYSTEM << 8 | 10
+_NEW_ELEMENT: Final = _SUBSYSTEM << 8 | 12
 _GET_ELEMENT: Final = _SUBSYSTEM << 8 | 13
+_DELETE_ELEMENT: Final = _SUBSYSTEM << 8 | 14
+_BATCH_BEGIN: Final = 0x10
+_BATCH_END: Final = 0x11
 _NEW_GENERATION: Final = _SUBSYSTEM << 8 | 15
 #: The multicast group of all changes.
 GROUP_NFTABLES: Final = 7
@@ -149,6 +154,54 @@ def has_table(sock: netlink.Socket, family: str, table: str) -> bool:
         string(attributes(answer.body, 4).get(1, b"")) == table and answer.body[:1] == bytes([NFPROTO[family]])
         for answer in sock.dump(_request(_GET_TABLE, family))
     )
+
+
+# --- elements, past the text ---------------------------------------------------------------------------------------------------------
+
+
+class Change(NamedTuple):
+    """An element of a set, to add or to delete, as bytes."""
+
+    family: str
+    table: str
+    set: str
+    element: Element
+
+
+#: One attribute holds at most 64 KiB; more than this in all goes as text, which libnftables sends in parts.
+_PER_MESSAGE: Final = 256
+MOST_CHANGES: Final = 1024
+
+
+def change_elements(sock: netlink.Socket, verb: str, changes: Sequence[Change]) -> None:
+    """Add or delete elements in one transaction. Raises `NetlinkError` when one is refused; then nothing was changed.
+
+    Text would have libnftables read back every set of the table first, to check its words against them; these need no check.
+    """
+    kind = _NEW_ELEMENT if verb == "add" else _DELETE_ELEMENT
+    flags = netlink.NLM_F_CREATE if verb == "add" else 0
+    requests = [message(_BATCH_BEGIN, 0, struct.pack("!BBH", 0, 0, _SUBSYSTEM))]
+    for (family, table, name), group in groupby(changes, key=lambda change: change[:3]):
+        items = [_element(change.element, with_data=verb == "add") for change in group]
+        for start in range(0, len(items), _PER_MESSAGE):
+            listed = nested(3, *items[start : start + _PER_MESSAGE])
+            body = struct.pack("=BBH", NFPROTO[family], 0, 0) + _name(1, table) + _name(2, name) + listed
+            requests.append(message(kind, flags, body))
+    requests.append(message(_BATCH_END, 0, struct.pack("!BBH", 0, 0, _SUBSYSTEM)))
+    for error in sock.request(*requests, acknowledged=-2):
+        raise error
+
+
+def _element(element: Element, *, with_data: bool) -> bytes:
+    parts = nested(1, attribute(1, element.key))
+    if element.data and with_data:
+        parts += nested(2, attribute(1, element.data))
+    if element.key_end:
+        parts += nested(10, attribute(1, element.key_end))
+    return nested(1, parts)
+
+
+# --- what is there -------------------------------------------------------------------------------------------------------------------
 
 
 def elements(sock: netlink.Socket, family: str, table: str, name: str) -> Iterator[Element]:

@@ -220,13 +220,13 @@ def _common(name: str, mtu: int, mac: str, master: int) -> bytes:
     return parts
 
 
-def add_bridge(name: str, *, mtu: int, mac: str) -> bytes:
+def add_bridge(name: str, *, mac: str) -> bytes:
     """A bridge, down. Snooping is off: with it every attachment floods all ports, and link-local frames teach it nothing."""
     data = attribute(_IFLA_BR_MCAST_SNOOPING, b"\0") + attribute(
         _IFLA_BR_MULTI_BOOLOPT, struct.pack("=II", _BR_BOOLOPT_NO_LL_LEARN, _BR_BOOLOPT_NO_LL_LEARN)
     )
     info = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "bridge"), attribute(_IFLA_INFO_DATA, data))
-    return message(RTM_NEWLINK, CREATE, _link_body(0, up=None, attrs=_common(name, mtu, mac, 0) + info))
+    return message(RTM_NEWLINK, CREATE, _link_body(0, up=None, attrs=_common(name, 0, mac, 0) + info))
 
 
 def add_veth(name: str, *, peer: str, peer_netns: int | None, peer_mac: str, mtu: int, master: int = 0, up: bool = False) -> bytes:
@@ -273,9 +273,13 @@ def set_link(index: int, *, up: bool | None = None, mtu: int = 0, mac: str = "",
     return message(RTM_NEWLINK, 0, _link_body(index, up=up, attrs=attrs))
 
 
-def set_alias(name: str, alias: str) -> bytes:
-    """The alias of an interface that was made a message before: the kernel takes none in the message that makes it."""
-    return message(RTM_NEWLINK, 0, _link_body(0, up=None, attrs=text(_IFLA_IFNAME, name) + attribute(_IFLA_IFALIAS, alias.encode())))
+def set_alias(name: str, alias: str, *, mtu: int = 0) -> bytes:
+    """The alias of an interface that was made a message before: the kernel takes none in the message that makes it.
+
+    So it is with a bridge's MTU: one that it was made with lasts until its ports change (br_mtu_auto_adjust).
+    """
+    attrs = _common(name, mtu, "", 0) + attribute(_IFLA_IFALIAS, alias.encode())
+    return message(RTM_NEWLINK, 0, _link_body(0, up=None, attrs=attrs))
 
 
 def set_isolated(index: int, isolated: bool) -> bytes:

@@ -47,7 +47,7 @@ def pid(kind: str, container: str) -> int:
         answer = connection.getresponse()
         body = answer.read(_MOST_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise Failed(f"asking {kind} at {path}: {error}", f"is {kind} running?") from None
+        raise Failed(f"asking {kind} at {path}: {getattr(error, 'strerror', None) or error}", f"is {kind} running?") from None
     finally:
         connection.close()
     if answer.status == 404:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from atoll import faults
 from atoll.errors import AtollError, Conflict, Exhausted, Failed, NotFound, Unsupported
-from atoll.kernel import conntrack, netns, rtnl, sysctl
+from atoll.kernel import conntrack, netns, nft, rtnl, sysctl
 from atoll.kernel.host import interface_index
 from atoll.kernel.netlink import NetlinkError
 from atoll.plan import operations as op
@@ -36,6 +36,19 @@ def execute(host: Host, plan: op.Plan) -> None:
         with _explained(batch):
             _run(host, way, batch)
     faults.step()
+    _await_carriers(host, plan)
+
+
+def _await_carriers(host: Host, plan: op.Plan) -> None:
+    """Packets flow through new links when this returns.
+
+    The kernel tells a bridge of its port's carrier, and starts the port's queue, by deferred work that can take a tenth of a second on
+    a busy host; when it is asked about the link it does that work first (rtnl_getlink, since Linux 6.8).
+    """
+    for operation in plan.operations:
+        if isinstance(operation, op.VethAdd):
+            with contextlib.suppress(NetlinkError):
+                host.rtnl.ask(rtnl.get_link(operation.name))
 
 
 def dismantle(host: Host, plan: op.Plan) -> list[AtollError]:
@@ -63,8 +76,8 @@ _Way = tuple[str, str]
 def _way(operation: op.Operation) -> _Way:
     """Which batch an operation goes into: the means, and the namespace."""
     match operation:
-        case op.NftScript():
-            return "nft", ""
+        case op.NftScript(_, verb, changes):
+            return ("elements " + verb if changes else "nft"), ""
         case op.ConntrackDelete():
             return "conntrack", ""
         case op.SysctlSet():
@@ -92,6 +105,8 @@ def _run(host: Host, way: _Way, batch: Sequence[op.Operation], *, one_by_one: bo
         case "netlink":
             with host.socket_in(namespace) as sock:
                 _send(host, sock, batch, one_by_one=one_by_one)
+        case "elements add" | "elements delete":
+            _change_elements(host, [part for part in batch if isinstance(part, op.NftScript)])
         case "nft":
             host.nft.apply("".join(part.script for part in batch if isinstance(part, op.NftScript)))
         case "sysctl":
@@ -102,6 +117,14 @@ def _run(host: Host, way: _Way, batch: Sequence[op.Operation], *, one_by_one: bo
         case _:
             for operation in batch:
                 _name_namespace(host, operation)
+
+
+def _change_elements(host: Host, scripts: Sequence[op.NftScript]) -> None:
+    changes = [change for script in scripts for change in script.changes]
+    if len(changes) > nft.MOST_CHANGES:
+        host.nft.apply("".join(script.script for script in scripts))
+    else:
+        nft.change_elements(host.nfnl, scripts[0].verb, changes)
 
 
 def _write_settings(batch: Sequence[op.Operation]) -> None:
@@ -171,8 +194,8 @@ def _send(host: Host, sock: Socket, batch: Sequence[op.Operation], *, one_by_one
 def _encode(operation: op.Operation, index: Callable[[str], int], target: Callable[[str], int], host: Host) -> Iterator[bytes]:
     match operation:
         case op.BridgeAdd(name, mtu, mac, alias):
-            yield rtnl.add_bridge(name, mtu=mtu, mac=mac)
-            yield rtnl.set_alias(name, alias)
+            yield rtnl.add_bridge(name, mac=mac)
+            yield rtnl.set_alias(name, alias, mtu=mtu)
         case op.VethAdd():
             yield rtnl.add_veth(
                 operation.name,
@@ -267,11 +290,14 @@ def _explained(batch: Sequence[op.Operation]) -> Iterator[None]:
 
 
 def _said(batch: Sequence[op.Operation]) -> str:
-    return batch[0].commands()[0].partition("\n")[0] + (f" (and {len(batch) - 1} more)" if len(batch) > 1 else "")
+    first = f"nft {batch[0].script}" if isinstance(batch[0], op.NftScript) else batch[0].commands()[0]
+    return first.partition("\n")[0] + (f" (and {len(batch) - 1} more)" if len(batch) > 1 else "")
 
 
 def _meaning(error: NetlinkError, batch: Sequence[op.Operation]) -> AtollError:
     what = f"{_said(batch)}: {error.what}"
+    if isinstance(batch[0], op.NftScript):
+        return Failed(what, "somebody changed our tables: atoll doctor --fix", error.errno)
     match error.errno:
         case errno.EEXIST | errno.EBUSY | errno.EADDRINUSE:
             return Conflict(what, "remove what is there, or choose another name")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from atoll.kernel import rtnl
+from atoll.kernel import nft, rtnl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,8 +71,8 @@ class BridgeAdd(Operation, frozen=True):
 
     def commands(self) -> list[str]:
         return [
-            f"ip link add dev {self.name} mtu {self.mtu} address {self.mac} type bridge mcast_snooping 0 no_linklocal_learn 1",
-            f"ip link set dev {self.name} alias {self.alias}",
+            f"ip link add dev {self.name} address {self.mac} type bridge mcast_snooping 0 no_linklocal_learn 1",
+            f"ip link set dev {self.name} mtu {self.mtu} alias {self.alias}",
         ]
 
 
@@ -281,9 +281,14 @@ class Redirect(Operation, frozen=True):
 
 
 class NftScript(Operation, frozen=True):
-    """A script for nft: one transaction together with the scripts beside it."""
+    """A script for nft: one transaction together with the scripts beside it.
+
+    One that only adds or deletes elements also says them as bytes (`verb`, `changes`); then no text need be read to do it.
+    """
 
     script: str
+    verb: str = ""
+    changes: tuple[nft.Change, ...] = ()
 
     def commands(self) -> list[str]:
         return [f"nft -f - <<'END'\n{self.script}END"]
