@@ -96,7 +96,7 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=output.complete_networks)
 def inspect(names: tuple[str, ...]) -> None:
     """Show everything about networks, as JSON."""
-    output.show_json([client.get(f"/v1/networks/{client.quote(name)}") for name in names])
+    output.inspect("/v1/networks", names)
 
 
 @network.command()
@@ -104,11 +104,7 @@ def inspect(names: tuple[str, ...]) -> None:
 @output.dry_run_option
 def rm(names: tuple[str, ...], dry_run: bool) -> None:
     """Remove networks. One with endpoints is refused."""
-    if dry_run:
-        for name in names:
-            output.show_commands(client.delete(f"/v1/networks/{client.quote(name)}", dry_run=True))
-        return
-    output.each(names, lambda name: str(client.delete(f"/v1/networks/{client.quote(name)}")["name"]))
+    output.remove("/v1/networks", names, dry_run=dry_run)
 
 
 @network.command()

@@ -53,9 +53,9 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
     return (
         item["name"],
         item["source"] or "created",
-        ", ".join(end["network"] for end in ends) or "-",
-        ", ".join(address.partition("/")[0] for end in ends for address in end["addresses"]) or "-",
-        ", ".join(port for end in ends for port in end["ports"]) or "-",
+        output.short([end["network"] for end in ends]),
+        output.short([address.partition("/")[0] for end in ends for address in end["addresses"]]),
+        output.short([port for end in ends for port in end["ports"]]),
         output.age(item["created"]),
     )
 
@@ -64,7 +64,7 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=output.complete_namespaces)
 def inspect(names: tuple[str, ...]) -> None:
     """Show everything about namespaces, as JSON."""
-    output.show_json([client.get(f"/v1/namespaces/{client.quote(name)}") for name in names])
+    output.inspect("/v1/namespaces", names)
 
 
 @ns.command()
@@ -72,11 +72,7 @@ def inspect(names: tuple[str, ...]) -> None:
 @output.dry_run_option
 def rm(names: tuple[str, ...], dry_run: bool) -> None:
     """Disconnect namespaces from everything and let them go. One that was created ends with its last process."""
-    if dry_run:
-        for name in names:
-            output.show_commands(client.delete(f"/v1/namespaces/{client.quote(name)}", dry_run=True))
-        return
-    output.each(names, lambda name: str(client.delete(f"/v1/namespaces/{client.quote(name)}")["name"]))
+    output.remove("/v1/namespaces", names, dry_run=dry_run)
 
 
 @ns.command()

@@ -37,6 +37,24 @@ def show_commands(answer: dict[str, Any]) -> None:
         click.echo(command)
 
 
+def inspect(path: str, names: Sequence[str]) -> None:
+    show_json([client.get(f"{path}/{client.quote(name)}") for name in names])
+
+
+def remove(path: str, names: Sequence[str], *, dry_run: bool) -> None:
+    if dry_run:
+        for name in names:
+            show_commands(client.delete(f"{path}/{client.quote(name)}", dry_run=True))
+        return
+    each(names, lambda name: str(client.delete(f"{path}/{client.quote(name)}")["name"]))
+
+
+def short(words: Sequence[str], most: int = 4) -> str:
+    """A list in one cell: all of a few, of many the first and how many more."""
+    shown = ", ".join(words[:most]) or "-"
+    return shown if len(words) <= most else f"{shown} and {len(words) - most} more"
+
+
 def age(created: float) -> str:
     """How long ago, in the largest unit that fits."""
     seconds = max(0, int(time.time() - created))
