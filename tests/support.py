@@ -123,6 +123,9 @@ class Probe(NamedTuple):
     local: str = ""
     size: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.source.name} to {self.address} port {self.port}/{self.transport}"
+
 
 class Seen(NamedTuple):
     """What a probe came to: the server that it reached and the client's address there; `answered` is false when only the question got
@@ -165,15 +168,23 @@ class Traffic:
         questions = self._send(probes, patience)
         return [self._seen(question) for question in questions]
 
+    def unanswered(self, probes: Sequence[Probe]) -> list[str]:
+        """Those of the probes, in words, that got no answer."""
+        return [str(probe) for probe, seen in zip(probes, self.ask(probes), strict=True) if not (seen and seen.answered)]
+
+    def leaking(self, probes: Sequence[Probe], canaries: Sequence[Probe]) -> list[str]:
+        """Those of the probes, in words, that got somewhere though they should not; as `silence` sees it."""
+        return [f"{probe}: {seen}" for probe, seen in zip(probes, self.silence(probes, canaries), strict=True) if seen]
+
     def one(self, source: Place, address: str, port: int, transport: Transport = "tcp", *, local: str = "") -> Seen | None:
         return self.ask([Probe(source, address, port, transport, local)])[0]
 
     def silence(self, probes: Sequence[Probe], canaries: Sequence[Probe]) -> list[Seen | None]:
         """As `ask`, for probes of which none is expected to get anywhere. That nothing comes of them is believed because `canaries`,
         which differ from them in the target alone, get their answers before and after."""
-        assert None not in self.ask(canaries), "a canary got nowhere before the probes were sent"
+        assert self.unanswered(canaries) == [], "canaries before the probes"
         questions = self._send(probes, QUIET)
-        assert None not in self.ask(canaries), "a canary got nowhere after the probes were sent"
+        assert self.unanswered(canaries) == [], "canaries after the probes"
         return [self._seen(question) for question in questions]
 
     def _send(self, probes: Sequence[Probe], patience: float) -> list[_Question]:

@@ -18,6 +18,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def one_line(words: str) -> str:
+    """On one line, and with nothing in it that a terminal would obey: names come from anywhere."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(words.split()))
+
+
 class AtollError(Exception):
     """The root of the tree: a sentence, an optional hint, and how each front door reports it."""
 
@@ -30,7 +35,7 @@ class AtollError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.what}; {self.hint}" if self.hint else self.what
+        return one_line(f"{self.what}; {self.hint}" if self.hint else self.what)
 
 
 class Invalid(AtollError):

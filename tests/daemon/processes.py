@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -211,12 +212,6 @@ class Daemon:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def atoll(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        """A command of the command line."""
-        return subprocess.run(
-            [ATOLL, *arguments], env=self.environment, capture_output=True, text=True, check=False, input=stdin, timeout=60
-        )
-
 
 _NURSERY: Final = """
 import importlib, json, os, signal, socket, sys
@@ -364,3 +359,75 @@ def _ids(view: dict[str, Any]) -> dict[str, str]:
     networks = {item["id"]: name for name, item in view["networks"].items()}
     ends = {end["id"]: f"{end['network']}/{end['namespace']}" for item in view["namespaces"].values() for end in item["endpoints"]}
     return {found: name for found, name in (networks | ends).items() if found not in ("host", "none")}
+
+
+# --- the command line ----------------------------------------------------------------------------------------------------------------
+
+
+class CommandLine:
+    """`atoll` as processes, which start a daemon when they need one; what they started is stopped in the end."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.daemon = Daemon(folder, **environment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.daemon.__exit__()
+        if pid := self.serving():
+            with open_pidfd(pid) as pidfd:
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                assert select.select([pidfd], [], [], PATIENCE)[0], "the daemon did not end"
+
+    def serving(self) -> int:
+        """The pid of the daemon that serves, 0 without one: of the process that listens, as the kernel knows it (unix(7))."""
+        try:
+            with open_socket(self.daemon.socket) as sock:
+                return struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        except OSError:
+            return 0
+
+    def __call__(self, *arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [ATOLL, *arguments],
+            env=self.daemon.environment | environment,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            check=False,
+            input=stdin,
+            timeout=60,
+        )
+
+    def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen([ATOLL, *arguments], env=self.daemon.environment, text=True, **options)
+
+    def says(self, *arguments: str) -> str:
+        """What a command that must succeed prints."""
+        done = self(*arguments)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout
+
+    def shows(self, *arguments: str) -> Any:
+        """The same, as JSON."""
+        return json.loads(self.says(*arguments, "--format", "json"))
+
+    def fails(self, code: int, *arguments: str) -> str:
+        """The error of a command that must end with this exit code, and one line that says what and what to do."""
+        done = self(*arguments)
+        assert done.returncode == code, done
+        assert done.stdout == "", done
+        assert done.stderr.startswith("error: "), done
+        assert done.stderr.count("\n") == 1, done
+        assert done.stderr.rstrip("\n").isprintable(), done
+        return done.stderr.removeprefix("error: ").rstrip("\n")
+
+
+@contextlib.contextmanager
+def open_pidfd(pid: int) -> Iterator[int]:
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

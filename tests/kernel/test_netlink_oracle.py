@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,11 @@ from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from atoll.errors import NotFound
-from atoll.firewall.elements import Element, Value, encode, statement
+from atoll.firewall.elements import Element, Value, change, encode, statement
 from atoll.firewall.skeleton import RESET, SETS, SKELETON, TABLE, Field
 from atoll.kernel import netlink, nft, rtnl
 from atoll.kernel.host import Host, interface_index
+from atoll.plan.operations import NftScript
 from tests.kernel.kernel_state import Shell
 
 if TYPE_CHECKING:
@@ -510,15 +512,43 @@ def test_an_element_is_encoded_as_the_kernel_holds_it(host: None, name: str) -> 
     # Ranges that overlap are refused, so of those there is one at a time.
     lists = st.lists(elements_of(name), min_size=1, max_size=1 if spec.interval else 20, unique_by=lambda element: element.key)
 
-    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def held() -> list[nft.Element]:
+        return sorted(nft.elements(kernel.nfnl, spec.family, TABLE, name))
+
+    def listed() -> Any:
+        (row,) = (row for row in json.loads(Shell().run(f"nft -j list {kind} {spec.family} {TABLE} {name}"))["nftables"] if kind in row)
+        return sorted(row[kind].get("elem", []), key=json.dumps)
+
+    @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(lists)
     def check(elements: list[Element]) -> None:
+        # By text, and read as bytes.
         kernel.nft.apply(f"flush {kind} {spec.family} {TABLE} {name}\n" + statement("add", elements))
-        held = [tuple(found) for found in nft.elements(kernel.nfnl, spec.family, TABLE, name)]
-        assert sorted(held) == sorted(tuple(encode(element)) for element in elements)
+        assert held() == sorted(map(encode, elements))
+        as_text = listed()
+        # By bytes, and read as text; the same to take them away.
+        for verb, expected in (("delete", []), ("add", as_text)):
+            (script,) = change(verb, elements)
+            assert isinstance(script, NftScript)
+            nft.change_elements(kernel.nfnl, script.verb, script.changes)
+            assert listed() == expected
         kernel.nft.apply(statement("delete", elements))
-        assert not list(nft.elements(kernel.nfnl, spec.family, TABLE, name))
+        assert held() == []
 
     with contextlib.closing(Host()) as kernel:
         kernel.nft.apply(RESET + SKELETON)
         check()
+
+
+def test_elements_are_changed_all_or_none(host: None) -> None:
+    with contextlib.closing(Host()) as kernel:
+        kernel.nft.apply(RESET + SKELETON)
+        many = [Element("ours", (f"br{number}",)) for number in range(1000)]
+        stranger = Element("ours", ("nothere",))
+        for verb, elements, left in (("add", many, 1000), ("delete", [*many, stranger], 1000), ("delete", many, 0), ("add", many[:1], 1)):
+            (script,) = change(verb, elements)
+            assert isinstance(script, NftScript)
+            refused = pytest.raises(netlink.NetlinkError, match="No such file") if stranger in elements else contextlib.nullcontext()
+            with refused:
+                nft.change_elements(kernel.nfnl, script.verb, script.changes)
+            assert len(list(nft.elements(kernel.nfnl, "inet", TABLE, "ours"))) == left

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from atoll import __version__
-from atoll.errors import AtollError
+from atoll.errors import AtollError, one_line
 
 #: Where each command lives, with the line that `atoll --help` shows for it, so that help loads nothing.
 _COMMANDS: Final = {
@@ -69,7 +69,7 @@ def main() -> None:
     try:
         code = cli.main(prog_name="atoll", standalone_mode=False)
     except AtollError as error:
-        click.echo(f"error: {_one_line(str(error))}", err=True)
+        click.echo(f"error: {error}", err=True)
         code = error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
@@ -77,7 +77,7 @@ def main() -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context is not None else ""
-        click.echo(f"error: {_one_line(error.format_message()).rstrip('.')}{hint}", err=True)
+        click.echo(f"error: {one_line(error.format_message()).rstrip('.')}{hint}", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
@@ -86,8 +86,3 @@ def main() -> None:
         sys.stderr.close()
         code = 0
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _one_line(words: str) -> str:
-    """On one line, and with nothing in it that a terminal would obey: names come from anywhere."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(words.split()))

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from atoll import paths
-from atoll.errors import BY_NAME, AtollError, Denied, Failed, Invalid
+from atoll.errors import BY_NAME, AtollError, Conflict, Denied, Failed, Invalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,21 +114,21 @@ def _connect(start: bool) -> socket.socket:
 
 
 def start_daemon() -> None:
-    """Start a daemon of our own and wait until it answers. Raises `Failed` with its own words."""
+    """Start a daemon of our own and wait until it answers. Raises the error that kept it from that."""
     deadline = time.monotonic() + _START
-    while words := _start():
+    while error := _start():
         # Another client may have started one in the same moment, and that one serves us, too; or one is about to end.
         pause = time.monotonic() + _PAUSE
-        if "another atoll" not in words or pause > deadline:
-            raise Failed(f"the daemon did not start: {words}")
+        if not isinstance(error, Conflict) or pause > deadline:
+            raise error
         while time.monotonic() < pause:
             if running():
                 return
             time.sleep(0.02)
 
 
-def _start() -> str:
-    """Start a daemon and wait until it serves. What it says when it doesn't."""
+def _start() -> AtollError | None:
+    """Start a daemon and wait until it serves. The error that it ends with when it doesn't."""
     import subprocess
 
     run = paths.run_folder()
@@ -146,9 +146,13 @@ def _start() -> str:
         )
     os.close(writer)
     words = _read_all(reader)
-    if not words and not running():
-        raise Failed(f"the daemon did not start (exit code {process.poll()})", f"see {run}/daemon.log")
-    return words
+    if words:
+        code = process.wait()
+        kind = next((kind for kind in BY_NAME.values() if kind.exit_code == code), Failed)
+        return kind(f"the daemon did not start: {words}")
+    if not running():
+        return Failed(f"the daemon did not start (exit code {process.poll()})", f"see {run}/daemon.log")
+    return None
 
 
 def _read_all(fd: int) -> str:
