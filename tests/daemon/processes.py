@@ -16,10 +16,14 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
+import msgspec
+
+import atoll
 from atoll.kernel import netns
 from tests.kernel import kernel_state
 
@@ -384,7 +388,7 @@ class CommandLine:
         """The pid of the daemon that serves, 0 without one: of the process that listens, as the kernel knows it (unix(7))."""
         try:
             with open_socket(self.daemon.socket) as sock:
-                return struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+                return int(struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
         except OSError:
             return 0
 
@@ -431,3 +435,58 @@ def open_pidfd(pid: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+# --- an ordinary user ----------------------------------------------------------------------------------------------------------------
+
+NOBODY: Final = 65534
+
+
+class User(CommandLine):
+    """The command line as an ordinary user has it."""
+
+    def __init__(self, folder: Path, uid: int, gid: int) -> None:
+        super().__init__(folder, HOME=str(folder / "home"), PYTHONDONTWRITEBYTECODE="1")
+        self.uid, self.gid, self.folder = uid, gid, folder
+        for name in ("home", "runtime"):
+            (folder / name).mkdir(mode=0o700)
+            os.chown(folder / name, uid, gid)
+        # The interpreter and the packages may be in a home that nobody else can enter.
+        self._python = folder / "python" / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        self.daemon.environment |= {
+            "PYTHONPATH": f"{folder}/atoll:{folder}/packages",
+            "LD_LIBRARY_PATH": f"{folder}/python/lib",
+        }
+
+    def __call__(self, *arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [self._python, "-P", "-c", "from atoll.cli import main; main()", *arguments]
+        return self.run(*map(str, command), stdin=stdin, **environment)
+
+    def run(self, *command: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        whole = self.daemon.environment | environment
+        # With a state or socket of the caller's choice only if that is asked for.
+        whole = {name: value for name, value in whole.items() if not name.startswith("ATOLL_") or name in environment}
+        become = ["setpriv", "--reuid", str(self.uid), "--regid", str(self.gid), "--clear-groups", "--inh-caps=-all"]
+        return subprocess.run([*become, *command], env=whole, capture_output=True, text=True, check=False, input=stdin, timeout=60)
+
+    @property
+    def python(self) -> str:
+        return str(self._python)
+
+
+@contextlib.contextmanager
+def user(uid: int = NOBODY, gid: int = NOBODY) -> Iterator[User]:
+    """A user with a folder that everybody may enter, and in it all that it takes to run `atoll`."""
+    with tempfile.TemporaryDirectory(prefix="atoll-") as name, contextlib.ExitStack() as mounted:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for target, source in (
+            ("python", sys.base_prefix),
+            ("packages", Path(msgspec.__file__).parent.parent),
+            ("atoll", Path(atoll.__file__).parent.parent),
+        ):
+            (folder / target).mkdir()
+            netns.mount(str(source), str(folder / target), "none", netns.MS_BIND)
+            mounted.callback(netns.unmount, str(folder / target))
+        with User(folder, uid, gid) as made:
+            yield made

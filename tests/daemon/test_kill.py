@@ -137,7 +137,7 @@ class Scene(NamedTuple):
 
 def scenes(pid: int) -> dict[str, Scene]:
     """All that is tried, by name. `pid` is a process in a network namespace of its own."""
-    limits = {"ingress_rate": "50mbit", "egress_rate": "50mbit"}
+    limits: dict[str, Any] = {"ingress_rate": "50mbit", "egress_rate": "50mbit"}
     many = ["8080:80", "8000-8009:8000-8009/udp", "7000-7004:6000-6004", "127.0.0.1:5353:53"]
     on_web = [create_network("web", 2), create_namespace("r1"), connect("web", 2, "r1", 21)]
     return {

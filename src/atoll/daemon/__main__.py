@@ -17,7 +17,7 @@ import socket
 import sys
 
 from atoll import paths
-from atoll.errors import AtollError
+from atoll.errors import AtollError, Denied
 from atoll.lab import private
 
 
@@ -35,7 +35,8 @@ def main(arguments: list[str]) -> int:
     state, run = paths.state_folder(), paths.run_folder()
     try:
         if os.geteuid() != 0:
-            private.enter()
+            _make_folders(state, run)
+            private.enter(keep=(state, run))
         _serve(state, run, ready_fd)
     except AtollError as error:
         if ready_fd < 0:
@@ -50,6 +51,15 @@ def main(arguments: list[str]) -> int:
         logging.getLogger("atoll").exception("starting")
         return 1
     return 0
+
+
+def _make_folders(*folders: str) -> None:
+    """While they are still where the user outside sees them."""
+    for folder in folders:
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise Denied(f"may not make {folder} ({error.strerror})", "set ATOLL_STATE and ATOLL_RUN to folders of your own") from None
 
 
 def _serve(state: str, run: str, ready_fd: int) -> None:

@@ -240,15 +240,20 @@ def _subnets(
         if request.ipv4 and 4 not in versions:
             chosen = ipam.choose_subnet(taken)
             prefixes.insert(0, chosen.subnet)
-            notes += chosen.skipped
+            notes += _worth_saying(chosen)
         if request.ipv6 and 6 not in versions:
             ula = ipam.machine_ula(facts.ula)
             chosen = ipam.choose_ula(ula, taken, int(network.id[:4], 16))
             prefixes.append(chosen.subnet)
-            notes += chosen.skipped
+            notes += _worth_saying(chosen)
     if not prefixes:
         raise Invalid(f"network {network.name} would have no addresses", "leave out --no-ipv4, or add --ipv6 or --subnet")
     return _laid_out(request, prefixes)
+
+
+def _worth_saying(chosen: ipam.Chosen) -> list[str]:
+    """That our own networks have their addresses is no news; what else stood in the way is."""
+    return [line for line in chosen.skipped if "route" in line or "nameserver" in line]
 
 
 def _check_free(prefix: Prefix, network: Network, facts: HostFacts, others: Collection[Network], notes: list[str]) -> None:

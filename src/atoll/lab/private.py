@@ -9,13 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from atoll.errors import Unsupported
 from atoll.kernel import netlink, netns, rtnl, sysctl
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
-def enter() -> None:
-    """Make the calling process, which must have one thread, a private host. Raises `Unsupported` where the kernel refuses."""
+
+def enter(keep: Collection[str] = ()) -> None:
+    """Make the calling process, which must have one thread, a private host. Raises `Unsupported` where the kernel refuses.
+
+    `keep` are folders that stay what they are, should `/run` have to be replaced.
+    """
     flags = netns.CLONE_NEWNET | netns.CLONE_NEWNS
     uid, gid = os.geteuid(), os.getegid()
     try:
@@ -32,7 +39,7 @@ def enter() -> None:
         raise Unsupported(f"this kernel lets user {uid} make no private namespaces ({error.strerror})", hint) from None
     # Slave, not private: what the machine mounts later is seen, what happens here stays here.
     netns.mount("", "/", flags=netns.MS_REC | netns.MS_SLAVE)
-    _own_netns_folder()
+    _own_netns_folder(keep)
     with contextlib.suppress(OSError):
         netns.mount("sysfs", "/sys", "sysfs")
     fresh()
@@ -49,7 +56,7 @@ def fresh() -> None:
             sysctl.write(setting, "0")
 
 
-def _own_netns_folder() -> None:
+def _own_netns_folder(keep: Collection[str]) -> None:
     """An empty `/run/netns` over the machine's. Where there is none and none can be made, `/run` itself is replaced."""
     folder = netns.NETNS_DIR
     with contextlib.suppress(OSError):
@@ -57,11 +64,12 @@ def _own_netns_folder() -> None:
     if folder.is_dir():
         netns.mount("atoll", str(folder), "tmpfs", data="mode=755")
         return
-    kept = [path for path in (os.environ.get("XDG_RUNTIME_DIR", ""),) if path.startswith("/run/") and os.path.isdir(path)]
+    wanted = (os.environ.get("XDG_RUNTIME_DIR", ""), *keep)
+    kept = [path for path in wanted if path.startswith("/run/") and os.path.isdir(path)]
     held = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in kept]
     netns.mount("atoll", "/run", "tmpfs", data="mode=755")
     folder.mkdir(mode=0o755)
     for path, fd in held:
-        os.makedirs(path, mode=0o755)
+        os.makedirs(path, mode=0o755, exist_ok=True)
         netns.mount(f"/proc/self/fd/{fd}", path, "none", netns.MS_BIND | netns.MS_REC)
         os.close(fd)

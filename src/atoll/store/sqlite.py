@@ -80,10 +80,12 @@ class Store:
             raise
 
     def put(self, value: Network | Namespace | Endpoint) -> None:
-        """Add or replace an object. An endpoint's ports are apart (`add_ports`): it may have tens of thousands."""
+        """Add, or change in its place: a load gives objects in the order in which they were made.
+
+        An endpoint's ports are apart (`add_ports`): it may have tens of thousands.
+        """
         if isinstance(value, Endpoint) and value.ports:
             value = structs.replace(value, ports=())
-        """Add, or change in its place: a load gives objects in the order in which they were made."""
         table, row = _TABLES[type(value)], (_key(value), self._encode(value))
         self._db.execute(f"INSERT INTO {table} VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", row)  # noqa: S608 - our own names
 
