@@ -95,7 +95,15 @@ def outside(name: str, link: str, here: Sequence[str], there: Sequence[str]) -> 
         gateways = {version_of(text): text.partition("/")[0] for text in reversed(here)}
         machine.configure("eth0", there, list(gateways.values()))
         settle(link)
+        meet(*(address.partition("/")[0] for address in there))
         yield machine
+
+
+def meet(*addresses: str) -> None:
+    """Return when packets pass to and from these addresses of others: when each refuses a connection."""
+    for address in addresses:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection((address, 1), timeout=PATIENCE):
+            pass
 
 
 def settle(*links: str) -> None:

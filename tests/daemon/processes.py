@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
+import pytest
 
 import atoll
 from atoll.kernel import netns
@@ -338,7 +339,7 @@ def kernel(view: dict[str, Any]) -> kernel_state.State:
     for found, name in _ids(view).items():
         text = text.replace(found, hashlib.sha256(name.encode()).hexdigest()[:10])
     state: kernel_state.State = json.loads(text)
-    del state["connections"]
+    state.pop("connections", None)
     for place in state:
         if place.endswith(": links"):
             # A bridge's are those of the ports that it ever had.
@@ -440,6 +441,8 @@ def open_pidfd(pid: int) -> Iterator[int]:
 # --- an ordinary user ----------------------------------------------------------------------------------------------------------------
 
 NOBODY: Final = 65534
+_MS_RDONLY: Final = 1
+_MS_REMOUNT: Final = 32
 
 
 class User(CommandLine):
@@ -451,11 +454,14 @@ class User(CommandLine):
         for name in ("home", "runtime"):
             (folder / name).mkdir(mode=0o700)
             os.chown(folder / name, uid, gid)
+        self.daemon.run = folder / "runtime" / "atoll"
+        self.daemon.socket = self.daemon.run / "atoll.sock"
         # The interpreter and the packages may be in a home that nobody else can enter.
         self._python = folder / "python" / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
         self.daemon.environment |= {
             "PYTHONPATH": f"{folder}/atoll:{folder}/packages",
             "LD_LIBRARY_PATH": f"{folder}/python/lib",
+            "XDG_RUNTIME_DIR": f"{folder}/runtime",
         }
 
     def __call__(self, *arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -474,9 +480,18 @@ class User(CommandLine):
         return str(self._python)
 
 
+def _mapped() -> Iterator[tuple[int, int]]:
+    """The users of this user namespace: the first of each run and how many (user_namespaces(7))."""
+    for line in Path("/proc/self/uid_map").read_text().splitlines():
+        first, _, count = map(int, line.split())
+        yield first, count
+
+
 @contextlib.contextmanager
 def user(uid: int = NOBODY, gid: int = NOBODY) -> Iterator[User]:
     """A user with a folder that everybody may enter, and in it all that it takes to run `atoll`."""
+    if all(uid not in range(first, first + count) for first, count in _mapped()):
+        pytest.skip(f"needs root, to become user {uid}")
     with tempfile.TemporaryDirectory(prefix="atoll-") as name, contextlib.ExitStack() as mounted:
         folder = Path(name)
         folder.chmod(0o755)
@@ -488,5 +503,7 @@ def user(uid: int = NOBODY, gid: int = NOBODY) -> Iterator[User]:
             (folder / target).mkdir()
             netns.mount(str(source), str(folder / target), "none", netns.MS_BIND)
             mounted.callback(netns.unmount, str(folder / target))
+            # Whatever goes wrong with the folder's removal, it removes nothing in there.
+            netns.mount("", str(folder / target), flags=netns.MS_BIND | _MS_REMOUNT | _MS_RDONLY)
         with User(folder, uid, gid) as made:
             yield made

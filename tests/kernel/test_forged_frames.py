@@ -16,7 +16,7 @@ from atoll.firewall.elements import link_local
 from atoll.kernel import rtnl, sysctl
 from tests import frames
 from tests.frames import ALL_NODES, EVERYBODY, LLDP_GROUP, PORT_GROUPS, around, frame, icmp, icmp6, packed, tagged, udp
-from tests.support import FACING, OUTSIDE, PATIENCE, TRANSPORTS, Inside, Probe, Traffic, cidr, ip, lenient, outside, settle
+from tests.support import FACING, OUTSIDE, PATIENCE, TRANSPORTS, Inside, Probe, Traffic, cidr, ip, lenient, meet, outside, settle
 
 if TYPE_CHECKING:
     from atoll import Engine
@@ -190,6 +190,7 @@ def _wrongful(attacker: Endpoint, victim: Endpoint, gateway: dict[int, str]) -> 
             "IPv6 from another's link-local address": to_victim(udp(link_local(NOBODY), to6, LISTENING)),
             "IPv6 from an address of the outside": to_victim(udp(OUTSIDE[6], to6, LISTENING)),
             "IPv6 from no address": to_victim(udp("::", to6, LISTENING)),
+            "ping from no address": to_victim(frames.ip_packet("::", to6, frames.ICMP6, icmp6("::", to6, 128, bytes(4)))),
             "IPv6 with another's MAC": to_victim(udp(ip6, to6, LISTENING), by=NOBODY),
             # a router's part, or another's, in neighbour discovery
             "RA": to_all(local, frames.ICMP6, advert),
@@ -206,6 +207,10 @@ def _wrongful(attacker: Endpoint, victim: Endpoint, gateway: dict[int, str]) -> 
             ),
             "NA for another's address": to_all(ip6, frames.ICMP6, claim),
             "NA cut off before its target": to_all(ip6, frames.ICMP6, claim[:8]),
+            "NA with its target in the next fragment, and its own behind this one": to_all(
+                ip6, frames.FRAGMENT, frames.fragment(frames.ICMP6, claim[:8])
+            )
+            + packed(ip6),
             "NA with its target in the next fragment": to_all(ip6, frames.FRAGMENT, frames.fragment(frames.ICMP6, claim[:8])),
             "redirect": to_victim(redirect6),
             "IPv4 redirect": to_victim(redirect4),
@@ -323,6 +328,23 @@ def test_what_a_bridge_hands_up_from_a_port_itself_does_not_reach_the_host(
 
     servers = [watch(Inside(engine), port=LISTENING, version=version) for version in (4, 6)]
     assert arrived(watch(Inside(engine, "attacker")), servers, forgery, canary) == set()
+
+
+@pytest.mark.parametrize(("version", "group"), [(4, "255.255.255.255"), (4, "10.91.1.255"), (4, "224.0.0.1"), (6, "ff02::1")])
+def test_what_an_internal_network_says_to_everybody_reaches_the_host_too(engine: Engine, watch: Watch, version: int, group: str) -> None:
+    network = engine.create_network("net", subnets=["10.91.1.0/24"], gateways=["10.91.1.1"], ipv6=True, internal=True)
+    engine.create_namespace("server")
+    endpoint = engine.connect("net", "server")
+    gateway = network.subnets[(4, 6).index(version)].gateway
+
+    def canary(token: bytes) -> bytes:
+        return around(network.mac, endpoint.mac, udp(endpoint.address(version), gateway, LISTENING, token))
+
+    def to_everybody(token: bytes) -> dict[str, bytes]:
+        return {group: around(EVERYBODY, endpoint.mac, udp(endpoint.address(version), group, LISTENING, token))}
+
+    server = watch(Inside(engine), port=LISTENING, version=version)
+    assert arrived(watch(Inside(engine, "server")), [server], to_everybody, canary) == {group}
 
 
 def test_no_endpoint_becomes_the_router_of_its_host(engine: Engine, watch: Watch) -> None:
@@ -483,6 +505,8 @@ def test_an_unknown_port_of_a_bridge_lets_nothing_in(engine: Engine, world: Mach
     ip(Inside(engine), f"link add {link} type veth peer name eth9 netns stranger", f"link set {link} master {network.bridge} up")
     _join(stranger, addresses, gateways)
     settle(link)
+    if passes:
+        meet(*addresses.values())
     for place in (known, Inside(engine), world):
         traffic.serve(place, LISTENING)
     tried = _probes(stranger, LISTENING, FACING, OUTSIDE, {version: endpoint.address(version) for version in (4, 6)})
@@ -491,9 +515,7 @@ def test_an_unknown_port_of_a_bridge_lets_nothing_in(engine: Engine, world: Mach
 
 
 @pytest.mark.parametrize(("link", "passes"), [("atv0123456789", False), ("att01234567891", False), ("veth9", True)])
-def test_a_port_that_is_in_no_bridge_lets_nothing_in(
-    engine: Engine, world: Machine, watch: Watch, traffic: Traffic, link: str, passes: bool
-) -> None:
+def test_a_port_that_is_in_no_bridge_lets_nothing_in(engine: Engine, world: Machine, watch: Watch, link: str, passes: bool) -> None:
     host, stranger = Inside(engine), Inside(engine, "stranger")
     network = engine.create_network("net", ipv6=True)
     for name in ("known", "stranger"):
@@ -515,9 +537,6 @@ def test_a_port_that_is_in_no_bridge_lets_nothing_in(
             for where in (FACING, OUTSIDE)
         }
 
-    # The host has met the machine outside, so that nothing waits for its MAC address and comes late.
-    traffic.serve(world, SERVED := LISTENING + 1)
-    assert traffic.unanswered(_probes(host, SERVED, OUTSIDE)) == []
     watchers = [watch(place, port=LISTENING, version=version) for place in (host, world) for version in (4, 6)]
     seen = arrived(watch(stranger, link="eth9"), watchers, forgery, canary, by=watch(Inside(engine, "known")))
     assert seen == (set(forgery(b"")) if passes else set())
@@ -540,6 +559,7 @@ def test_an_unknown_bridge_leads_nowhere(engine: Engine, world: Machine, traffic
     )
     _join(stranger, far, near)
     settle("veth9", bridge)
+    meet(*far.values())
     for place in (known, stranger, world):
         traffic.serve(place, LISTENING)
     tried = [*_probes(stranger, LISTENING, OUTSIDE), *_probes(stranger, PUBLISHED, FACING)]

@@ -275,6 +275,33 @@ def _echo_request(to: str) -> socket.socket:
     return made
 
 
+def test_nobody_is_told_of_a_way_that_is_shorter_than_by_the_gateway(engine: Engine, traffic: Traffic) -> None:
+    lenient()
+    sysctl.write("net/ipv4/conf/all/send_redirects", "1")
+    network = engine.create_network("net", ipv6=True)
+    for name in ("server", "client"):
+        engine.create_namespace(name)
+    server, client = engine.connect("net", "server"), Inside(engine, "client")
+    engine.connect("net", "client")
+    traffic.serve(Inside(engine, "server"), SERVED)
+    ip(client, *(f"route add {server.address(version)} via {network.gateway(version)}" for version in (4, 6)))
+    every = 3  # ETH_P_ALL
+    with client.run(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.htons(every))) as watcher:
+        for _ in range(3):
+            assert traffic.unanswered([Probe(client, server.address(version), SERVED, "udp") for version in (4, 6)]) == []
+        packets = list(iter(lambda: _received(watcher), b""))
+    assert len(packets) >= 12
+    assert not [packet for packet in packets if packet[0] >> 4 == 4 and packet[9] == socket.IPPROTO_ICMP and packet[20] == 5]
+    assert not [packet for packet in packets if packet[0] >> 4 == 6 and packet[6] == socket.IPPROTO_ICMPV6 and packet[40] == 137]
+
+
+def _received(watcher: socket.socket) -> bytes:
+    try:
+        return watcher.recv(65536)
+    except BlockingIOError:
+        return b""
+
+
 def test_datagrams_larger_than_the_mtu_arrive(engine: Engine, world: Machine, traffic: Traffic) -> None:
     engine.create_network("net", ipv6=True)
     for name in ("server", "client"):
@@ -374,6 +401,17 @@ def test_a_range_that_keeps_its_ports_is_one_element_and_works_from_end_to_end(e
     within = _to_the_host(world, 20000, 25000, 29999)
     assert [seen and seen.server for seen in traffic.ask(within)] == [str(probe.port) for probe in within]
     assert traffic.leaking(_to_the_host(world, 19999, 30000), within) == []
+
+
+def test_a_range_on_one_address_of_the_host_is_on_no_other(engine: Engine, world: Machine, traffic: Traffic) -> None:
+    network = engine.create_network("net", ipv6=True)
+    engine.create_namespace("server")
+    hosts = (FACING[4], f"[{FACING[6]}]")
+    engine.connect("net", "server", publish=[f"{host}:7000-7999:7000-7999/{transport}" for host in hosts for transport in TRANSPORTS])
+    traffic.serve(Inside(engine, "server"), 7500)
+    there = _to_the_host(world, 7500)
+    elsewhere = [probe._replace(address=network.gateway(6 if ":" in probe.address else 4)) for probe in there]
+    assert traffic.leaking(elsewhere, there) == []
 
 
 def test_a_shifted_range_keeps_the_distance(engine: Engine, world: Machine, traffic: Traffic) -> None:

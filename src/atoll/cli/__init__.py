@@ -81,8 +81,4 @@ def main() -> None:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except BrokenPipeError:
-        # Whoever read has had enough (`| head`); what is still buffered has nowhere to go.
-        sys.stderr.close()
-        code = 0
     sys.exit(code if isinstance(code, int) else 0)

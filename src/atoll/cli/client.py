@@ -64,13 +64,15 @@ def request(method: str, path: str, body: dict[str, Any] | None = None, *, start
 
 def stream(path: str) -> Iterator[dict[str, Any]]:
     """The events of a followed stream, as they come, until the daemon ends."""
-    with _connect(start=True) as sock, contextlib.suppress(ConnectionError):
-        _send(sock, "GET", path, None)
-        sock.settimeout(None)
-        with sock.makefile("rb") as lines:
+    with _connect(start=True) as sock, sock.makefile("rb") as lines:
+        status = b""
+        with contextlib.suppress(ConnectionError):
+            _send(sock, "GET", path, None)
             status = lines.readline()
-            if b" 200 " not in status:
-                _parse(status + lines.read())
+        if b" 200 " not in status:
+            _parse(status + lines.read())
+        sock.settimeout(None)
+        with contextlib.suppress(ConnectionError):
             for line in lines:
                 if line.startswith(b"data: "):
                     yield json.loads(line[6:])

@@ -197,5 +197,5 @@ def decode(body: type[Struct], data: bytes) -> Any:
     """A request's body, checked. Raises `Invalid` with the place and what was expected."""
     try:
         return msgspec.json.decode(data or b"{}", type=body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"the request is not as expected: {error}", "see docs/api.md") from None

@@ -163,13 +163,13 @@ def _tuples(options: dict[str, Any]) -> dict[str, Any]:
 def _taken(rows: list[rtnl.RouteRow], by_index: dict[int, rtnl.Link], ours: set[str]) -> Iterator[ipam.Taken]:
     """Where addresses lead on this host by any table, but for default routes and our own bridges."""
     for row in rows:
-        device = by_index[row.ifindex].name if row.ifindex in by_index else "nowhere"
+        device = by_index[row.ifindex].name if row.ifindex in by_index else ""
         if row.destination is None or device in ours or device == "lo" or row.table == rtnl.TABLE_LOCAL:
             continue
         if row.destination.version == 6 and (row.destination.is_multicast or row.destination.is_link_local):
             continue
         via = f" via {row.gateway}" if row.gateway else ""
-        yield ipam.Taken(row.destination, f"route{via} dev {device}")
+        yield ipam.Taken(row.destination, f"route{via} dev {device}" if device else "route to nowhere")
 
 
 def _nameservers() -> Iterator[ipam.Taken]:
