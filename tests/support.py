@@ -95,7 +95,7 @@ def outside(name: str, link: str, here: Sequence[str], there: Sequence[str]) -> 
         gateways = {version_of(text): text.partition("/")[0] for text in reversed(here)}
         machine.configure("eth0", there, list(gateways.values()))
         settle(link)
-        meet(*(address.partition("/")[0] for address in there))
+        meet(*(text.partition("/")[0] for text in there if version_of(text) in gateways))
         yield machine
 
 

@@ -450,34 +450,38 @@ class User(CommandLine):
 
     def __init__(self, folder: Path, uid: int, gid: int) -> None:
         super().__init__(folder, HOME=str(folder / "home"), PYTHONDONTWRITEBYTECODE="1")
-        self.uid, self.gid, self.folder = uid, gid, folder
+        self.folder = folder
         for name in ("home", "runtime"):
             (folder / name).mkdir(mode=0o700)
             os.chown(folder / name, uid, gid)
         self.daemon.run = folder / "runtime" / "atoll"
         self.daemon.socket = self.daemon.run / "atoll.sock"
         # The interpreter and the packages may be in a home that nobody else can enter.
-        self._python = folder / "python" / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-        self.daemon.environment |= {
+        self.python = str(folder / "python" / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")
+        self.become = ["setpriv", "--reuid", str(uid), "--regid", str(gid), "--clear-groups", "--inh-caps=-all"]
+        # State and socket are where an ordinary user has them, unless a test says otherwise.
+        self.environment = {name: value for name, value in self.daemon.environment.items() if not name.startswith("ATOLL_")} | {
             "PYTHONPATH": f"{folder}/atoll:{folder}/packages",
             "LD_LIBRARY_PATH": f"{folder}/python/lib",
             "XDG_RUNTIME_DIR": f"{folder}/runtime",
         }
 
     def __call__(self, *arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [self._python, "-P", "-c", "from atoll.cli import main; main()", *arguments]
-        return self.run(*map(str, command), stdin=stdin, **environment)
+        return subprocess.run(
+            [*self.become, *self.command(*arguments)],
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            input=stdin,
+            timeout=60,
+        )
 
-    def run(self, *command: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        whole = self.daemon.environment | environment
-        # With a state or socket of the caller's choice only if that is asked for.
-        whole = {name: value for name, value in whole.items() if not name.startswith("ATOLL_") or name in environment}
-        become = ["setpriv", "--reuid", str(self.uid), "--regid", str(self.gid), "--clear-groups", "--inh-caps=-all"]
-        return subprocess.run([*become, *command], env=whole, capture_output=True, text=True, check=False, input=stdin, timeout=60)
+    def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen([*self.become, *self.command(*arguments)], env=self.environment, text=True, **options)
 
-    @property
-    def python(self) -> str:
-        return str(self._python)
+    def command(self, *arguments: str) -> list[str]:
+        return [self.python, "-P", "-c", "from atoll.cli import main; main()", *arguments]
 
 
 def _mapped() -> Iterator[tuple[int, int]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: How long an asynchronous consequence of a change may take, in seconds: a bridge's link-local address comes with its carrier.
-SETTLED = 4.0
+SETTLED = 10.0
 
 UPLINK = """
 ip link add uplink address 02:00:00:00:00:01 type ifb
