@@ -13,9 +13,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -23,6 +25,8 @@ import pytest
 from atoll.kernel import netns
 
 T = TypeVar("T")
+
+_CHECKOUT = str(Path(__file__).parents[2])
 
 _SETUP = """
 set -eu
@@ -34,7 +38,22 @@ mount --bind /run/etc /etc
 mount --rbind /sys/fs/cgroup /run/cgroup
 mount -t sysfs sysfs /sys
 mount --rbind /run/cgroup /sys/fs/cgroup
+# The program under test and its interpreter stay where they are, should they be in a folder that is replaced.
+number=0
+for kept in "$@"; do
+    number=$((number + 1))
+    mkdir -p /run/kept/$number
+    mount --rbind "$kept" /run/kept/$number
+done
 for folder in /var/lib /var/log /var/cache /opt /tmp; do mount -t tmpfs tmpfs $folder; done
+number=0
+for kept in "$@"; do
+    number=$((number + 1))
+    case $kept in
+    /var/lib/*|/var/log/*|/var/cache/*|/opt/*|/tmp/*) mkdir -p "$kept"; mount --rbind /run/kept/$number "$kept" ;;
+    esac
+    umount -l /run/kept/$number
+done
 # Of the sysctls only those of the network are the namespace's own.
 mount --bind /proc/sys /proc/sys
 mount --bind /proc/sys/net /proc/sys/net
@@ -198,7 +217,7 @@ class Host:
 @contextlib.contextmanager
 def private_host() -> Iterator[Host]:
     namespaces = ["-n", "-m", "-p", "-C", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
-    argv = ["unshare", *namespaces, "sh", "-c", _SETUP]
+    argv = ["unshare", *namespaces, "sh", "-c", _SETUP, "setup", *sorted({_CHECKOUT, sys.prefix, sys.base_prefix})]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

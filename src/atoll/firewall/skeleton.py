@@ -178,6 +178,8 @@ table inet {TABLE} {{
 		ct state invalid drop
 		# What this host sends itself doesn't come this way (of IPv4 the kernel sees to that, of IPv6 it doesn't).
 		fib saddr type local drop
+		# Nor what comes from the endpoints of another network, were they not guarded.
+		fib saddr oifname @homes fib saddr . iif oif missing drop
 		# Nothing is routed by a bridge that is not a network's first, nor by one with our kind of name that no element speaks of.
 		iifname @shards drop
 		iifname "atb*" iifname != @ours drop

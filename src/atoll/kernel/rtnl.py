@@ -109,7 +109,7 @@ _RTA_TABLE: Final = 15
 TABLE_MAIN: Final = 254
 TABLE_LOCAL: Final = 255
 _RTN_UNICAST: Final = 1
-_RTN_LOCAL: Final = 2
+RTN_LOCAL: Final = 2
 _SCOPE_UNIVERSE: Final = 0
 _SCOPE_LINK: Final = 253
 _SCOPE_HOST: Final = 254
@@ -398,7 +398,7 @@ def _route(
     route_type = _RTN_UNICAST
     attrs = b""
     if table == TABLE_LOCAL:
-        scope, route_type = (_SCOPE_UNIVERSE if family == socket.AF_INET6 else _SCOPE_HOST), _RTN_LOCAL
+        scope, route_type = (_SCOPE_UNIVERSE if family == socket.AF_INET6 else _SCOPE_HOST), RTN_LOCAL
     if destination is not None:
         attrs += attribute(_RTA_DST, destination.network_address.packed)
     if gateway is not None:
@@ -425,6 +425,13 @@ def delete_route(
     version: int, *, destination: Network | None, gateway: Address | None, index: int, table: int = TABLE_MAIN, metric: int = 0
 ) -> bytes:
     return _route(RTM_DELROUTE, 0, _family(version), destination, gateway, index, table, metric)
+
+
+def get_route(to: Address) -> bytes:
+    """Asks which route a packet to this address would take."""
+    return message(
+        RTM_GETROUTE, 0, _ROUTE.pack(_family(to.version), to.max_prefixlen, 0, 0, 0, 0, 0, 0, 0) + attribute(_RTA_DST, to.packed)
+    )
 
 
 def parse_route(body: bytes) -> RouteRow:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import time
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 _GONE: Final = {errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO}
 
 
+#: How long deferred work of the kernel is waited for, in seconds; it takes well below a millisecond unless the host is very busy.
+_DEFERRED: Final = 1.0
+
+
 def execute(host: Host, plan: op.Plan) -> None:
     """Do all of it, or raise at the first operation that fails; what was done before it stays done (the caller tears down)."""
     for way, batch in _batches(plan):
@@ -37,6 +42,7 @@ def execute(host: Host, plan: op.Plan) -> None:
             _run(host, way, batch)
     faults.step()
     _await_carriers(host, plan)
+    _await_addresses(host, plan)
 
 
 def _await_carriers(host: Host, plan: op.Plan) -> None:
@@ -49,6 +55,29 @@ def _await_carriers(host: Host, plan: op.Plan) -> None:
         if isinstance(operation, op.VethAdd):
             with contextlib.suppress(NetlinkError):
                 host.rtnl.ask(rtnl.get_link(operation.name))
+
+
+def _await_addresses(host: Host, plan: op.Plan) -> None:
+    """New IPv6 addresses of namespaces serve when this returns.
+
+    The kernel joins the group by which neighbours ask for an address, and then makes the address local, by deferred work, also where
+    there is no detection of duplicates. A neighbour who asks before that asks again a second later.
+    """
+    new = [part for part in plan.operations if isinstance(part, op.AddressAdd) and part.namespace and ":" in part.address]
+    for namespace, parts in groupby(new, key=lambda part: part.namespace):
+        with host.socket_in(namespace) as sock:
+            for part in parts:
+                question = rtnl.get_route(ipaddress.ip_interface(part.address).ip)
+                end = time.monotonic() + _DEFERRED
+                while time.monotonic() < end and not _is_local(sock, question):
+                    time.sleep(0.0001)
+
+
+def _is_local(sock: Socket, question: bytes) -> bool:
+    try:
+        return rtnl.parse_route(sock.ask(question).body).kind == rtnl.RTN_LOCAL
+    except NetlinkError:
+        return False
 
 
 def dismantle(host: Host, plan: op.Plan) -> list[AtollError]:
