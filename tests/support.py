@@ -136,8 +136,7 @@ class Probe(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a probe came to: the server that it reached and the client's address there; `answered` is false when only the question got
-    through."""
+    """What a probe came to: the server that got it and the client's address there; `answered` is false when the answer was lost."""
 
     server: str
     client: str
@@ -162,8 +161,7 @@ class Traffic:
         self._selector.close()
 
     def serve(self, place: Place, port: int, *, address: str = "", name: str = "") -> None:
-        """TCP and UDP servers for both families, or on one address. They answer with `name` (the place's if there is none) and the
-        client's address."""
+        """TCP and UDP servers for both families, or on one address; `name` is what `Seen` calls them (the place's if there is none)."""
         for version in (version_of(address),) if address else (4, 6):
             tcp, udp = place.run(lambda where=(version, address, port): _listeners(*where))  # type: ignore[misc]
             for made, handler in ((tcp, self._accept), (udp, self._datagram)):

@@ -118,7 +118,8 @@ def stage(folder: Path, *, bystanders: bool = True, **environment: str) -> Itera
             ):
                 flows.append(opened.enter_context(flow(one, address, port, Inside("old1"), port)))
         made = Stage(daemon, flows)
-        daemon.bury() if not daemon.pid else daemon.kill()
+        if bystanders:
+            daemon.kill()
         yield made
 
 

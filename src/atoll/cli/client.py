@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: A change waits its turn behind others; a daemon that says nothing for this long (seconds) is stuck.
 _PATIENCE: Final = 120
+#: For how long a daemon is started anew while another one has the state, and how long each time for that one to serve (seconds).
 _START: Final = 30
 _PAUSE: Final = 0.5
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
