@@ -263,10 +263,12 @@ def requesting(endpoints: int, count: int) -> Iterator[Sample]:
 
         def sample() -> Sequence[float]:
             results: list[float] = []
-            for _ in range(count):
+            for number in range(count):
                 daemon.create_namespace("given")
-                results.append(daemon.connect("given", 1000))
+                results.append(daemon.connect("given", 1000 + number))
                 daemon.remove("given")
+            # Ports that were given up are settled before they are used again.
+            time.sleep(0.3)
             return results
 
         yield sample

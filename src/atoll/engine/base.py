@@ -226,6 +226,9 @@ class Base:
         if self._doomed:
             self._doomed = False
             self.host.rtnl.request(rtnl.delete_group(DOOMED))
+        self._forget_stale()
+
+    def _forget_stale(self) -> None:
         if self._stale:
             due, self._stale = self._stale, set()
             self.do(Plan(tuple(sorted(due, key=repr))))
@@ -233,7 +236,7 @@ class Base:
     def settle_for(self, endpoint: Endpoint) -> None:
         """Before an address or a port that was given up a moment ago is used by another."""
         if self._stale and any(_touches(stale, endpoint) for stale in self._stale):
-            self.settle()
+            self._forget_stale()
 
     def tear_down(self, network: Network, endpoint: Endpoint, *, with_namespace: bool = False) -> list[AtollError]:
         """Take away all that an endpoint's record speaks of, and the record. Idempotent; never stops at the first error.
