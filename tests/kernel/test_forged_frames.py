@@ -354,7 +354,7 @@ def test_what_a_further_bridge_of_a_network_gets_for_itself_goes_nowhere(
     engine: Engine, world: Machine, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("atoll.engine.endpoints.SHARD_PORTS", 1)
-    network = engine.create_network("net")
+    network = engine.create_network("net", guard=False)
     for name in ("first", "second"):
         engine.create_namespace(name)
         endpoint = engine.connect("net", name)
@@ -364,7 +364,8 @@ def test_what_a_further_bridge_of_a_network_gets_for_itself_goes_nowhere(
         return around(network.mac, endpoint.mac, udp(endpoint.address(4), OUTSIDE[4], LISTENING, token))
 
     def to_the_further_one(token: bytes) -> dict[str, bytes]:
-        return {"UDP": around(further, endpoint.mac, udp(endpoint.address(4), OUTSIDE[4], LISTENING, token))}
+        sources = (endpoint.address(4), "10.99.0.9")
+        return {source: around(further, endpoint.mac, udp(source, OUTSIDE[4], LISTENING, token)) for source in sources}
 
     assert arrived(watch(Inside(engine, "second")), [watch(world)], to_the_further_one, canary) == set()
 
