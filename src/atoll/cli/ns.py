@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import click
 
 from atoll.cli import client, output
-from atoll.errors import Denied, Failed, Invalid, NotFound
+from atoll.cli.enter import enter
+from atoll.errors import Invalid, NotFound
 
 
 @click.group()
@@ -116,7 +115,8 @@ def execute(name: str, command: tuple[str, ...]) -> None:
             raise click.UsageError("no command to run was given after --")
     found = client.get(f"/v1/namespaces/{client.quote(name)}")
     status = client.get("/v1/status")
-    _enter(found["path"], found["name"], status["pid"] if status["rootless"] and os.geteuid() != 0 else 0)
+    daemon_pid = status["pid"] if status["rootless"] and os.geteuid() != 0 else 0
+    enter(found["path"], found["name"], daemon_pid, found.get("files", {}))
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         # Python ignores these, and what is ignored stays so in a program that is executed.
         signal.signal(number, signal.SIG_DFL)
@@ -126,35 +126,3 @@ def execute(name: str, command: tuple[str, ...]) -> None:
         raise NotFound(f"no command {command[0][:80]!r}", "give its path, or install it") from None
     except OSError as error:
         raise Invalid(f"{command[0][:80]!r} can't be run: {error.strerror}") from None
-
-
-def _enter(path: str, name: str, daemon: int) -> None:
-    """Move this process into a namespace, with a /sys that shows it. `daemon`: the pid of an ordinary user's daemon, whose host it is."""
-    from atoll.kernel import netns
-
-    try:
-        if daemon:
-            held = [
-                (os.open(f"/proc/{daemon}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC), flag)
-                for kind, flag in (("user", netns.CLONE_NEWUSER), ("net", netns.CLONE_NEWNET), ("mnt", netns.CLONE_NEWNS))
-            ]
-            folder = os.getcwd()
-            for fd, flag in held:
-                netns.setns(fd, flag)
-            with contextlib.suppress(OSError):
-                os.chdir(folder)
-        fd = netns.open_path(path)
-        netns.setns(fd)
-        os.close(fd)
-        netns.unshare(netns.CLONE_NEWNS)
-        netns.mount("", "/", flags=netns.MS_REC | netns.MS_SLAVE)
-        with contextlib.suppress(OSError):
-            netns.mount("sysfs", "/sys", "sysfs")
-        replaced = Path("/etc/netns") / name
-        for file in replaced.iterdir() if replaced.is_dir() else ():
-            if (Path("/etc") / file.name).exists():
-                netns.mount(str(file), f"/etc/{file.name}", "none", netns.MS_BIND)
-    except PermissionError:
-        raise Denied(f"may not enter namespace {name}", "run as root") from None
-    except OSError as error:
-        raise Failed(f"entering namespace {name}: {error.strerror}", errno=error.errno or 0) from None
