@@ -75,6 +75,7 @@ class Server:
             loop.call_soon_threadsafe(self._heard, kind, fields)
 
         self._engine.listener = hear
+        self._engine.logs = self._run / "logs"
         self._watcher = await self.on_engine(lambda: Watcher(self._engine))
         self._neighbourhood = Neighbourhood(self._engine, self.on_engine)
         await self._neighbourhood.start()
@@ -230,7 +231,7 @@ class Server:
         log.info("%s %s", kind, fields)
         if kind.startswith("network."):
             self._ask_refresh(0)
-        if kind in ("namespace.remove", "endpoint.disconnect"):
+        if kind in ("namespace.remove", "endpoint.disconnect", "run.end"):
             # Not while more of them come: settling costs as much for one as for many. The watcher's tick is the latest.
             if self._settle_due is not None:
                 self._settle_due.cancel()
@@ -251,6 +252,7 @@ class Server:
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         for sock in (self._watcher.links, self._watcher.rules):
             loop.add_reader(sock.fileno(), self._bell, loop)
+        loop.add_reader(self._engine.ends.fileno(), self._end, loop)
         self._spawn(self._tick())
 
     def _bell(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -267,6 +269,17 @@ class Server:
             if not self._stopping.is_set():
                 for sock in (self._watcher.links, self._watcher.rules):
                     loop.add_reader(sock.fileno(), self._bell, loop)
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A process has ended. What could not be released then is the tick's, so this isn't called for it again and again."""
+        loop.remove_reader(self._engine.ends.fileno())
+        self._spawn(self._release(loop))
+
+    async def _release(self, loop: asyncio.AbstractEventLoop) -> None:
+        if await self._safely(self._engine.release_ended) is None:
+            await asyncio.sleep(_TICK)
+        if not self._stopping.is_set():
+            loop.add_reader(self._engine.ends.fileno(), self._end, loop)
 
     async def _tick(self) -> None:
         while True:

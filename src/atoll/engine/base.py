@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import select
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -49,6 +50,8 @@ class Base:
         self.on_plan: Callable[[Plan], None] | None = None
         self._lock = lock
         self._pidfds: dict[str, int] = {}
+        #: Readable when a process that something hangs on has ended.
+        self.ends = select.epoll()
         self._stale: set[ConntrackDelete] = set()
         self._doomed = False
 
@@ -72,6 +75,7 @@ class Base:
         for fd in self._pidfds.values():
             os.close(fd)
         self._pidfds.clear()
+        self.ends.close()
         self.host.close()
         self.store.close()
         if self._lock is not None:
