@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from atoll.cli import client, output, runs
-from atoll.errors import Conflict, Failed
+from atoll.errors import Conflict, Failed, one_line
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -43,7 +43,7 @@ def ps(everything: bool, quiet: bool, prune: bool, form: str) -> None:
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:
     ends = item["endpoints"]
-    command = shlex.join(item["command"])
+    command = one_line(shlex.join(item["command"]))
     return (
         item["name"],
         command if len(command) <= 40 else f"{command[:37]}...",

@@ -128,10 +128,10 @@ class NamespaceVerbs(Base):
 
     def _check_new(self, name: str) -> None:
         check_name(name, "namespace")
-        if name in self.state.namespaces:
-            raise Conflict(f"a namespace named {name} exists", "choose another name")
         if self.state.live_run(name) is not None:
             raise Conflict(f"a run named {name} goes on", f"choose another name, or end it: atoll stop {name}")
+        if name in self.state.namespaces:
+            raise Conflict(f"a namespace named {name} exists", "choose another name")
 
     def _check_not_running(self, name: str) -> None:
         run = self.state.live_run(name)
