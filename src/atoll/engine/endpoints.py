@@ -13,6 +13,7 @@ from msgspec import structs
 from atoll import faults, ipam
 from atoll.drivers import bridge
 from atoll.engine.base import Base
+from atoll.engine.names import services
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid
 from atoll.firewall.elements import Element, change, network_elements, port_elements
 from atoll.kernel.host import port_holder, port_is_free
@@ -83,6 +84,10 @@ class EndpointVerbs(Base):
             self._undo_growth(where, grown)
             raise
         endpoint = self.ready(endpoint)
+        self.names.put_endpoint(where, endpoint)
+        self.names.push()
+        self.write_files(who)
+        self.names.wait()
         self.emit("endpoint.connect", network=where.name, namespace=who.name, id=endpoint.id, addresses=endpoint.addresses)
         return endpoint
 
@@ -104,6 +109,9 @@ class EndpointVerbs(Base):
         self.state.put_endpoint(endpoint)
         faults.step()
         errors = self.tear_down(where, endpoint)
+        self.names.push()
+        self.write_files(self.state.namespace(namespace))
+        self.names.wait()
         self.emit("endpoint.disconnect", network=where.name, namespace=namespace, id=endpoint.id)
         if errors:
             raise errors[0]
@@ -134,6 +142,7 @@ class EndpointVerbs(Base):
             self.state.put_endpoint(endpoint, removed=ports)
             self.rebuild_firewall()
             raise
+        self._tell_services(endpoint, made)
         self.emit("port.publish", namespace=namespace, ports=[str(port) for port in ports])
         return made
 
@@ -154,6 +163,7 @@ class EndpointVerbs(Base):
         self.delete_elements(element for port in ports for element in port_elements(endpoint, port))
         self._stale |= {ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports}
         self.settle()
+        self._tell_services(endpoint, made)
         self.emit("port.unpublish", namespace=namespace, ports=[str(port) for port in ports])
         return made
 
@@ -299,6 +309,11 @@ class EndpointVerbs(Base):
             self.store.put(network)
 
     # --- publish's parts ---
+
+    def _tell_services(self, before: Endpoint, after: Endpoint) -> None:
+        if services(before.ports) != services(after.ports):
+            self.names.put_endpoint(self.state.network(after.network), after)
+            self.names.tell()
 
     def _publishing(self, namespace: str, specs: Sequence[str], network: str) -> tuple[Endpoint, tuple[PublishedPort, ...]]:
         where, endpoint = self._serving(namespace, network)

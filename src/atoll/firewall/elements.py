@@ -45,6 +45,7 @@ def network_elements(network: Network) -> list[Element]:
             found.append(Element("internals", (bridge,)))
     found.append(Element("homes", (network.bridge,)))
     found += [Element("shards", (bridge,)) for bridge in network.bridges()[1:]]
+    found += [Element("resolvers6" if ":" in gateway else "resolvers4", (network.bridge, gateway)) for gateway in network.resolvers()]
     if not network.icc:
         found.append(Element("isolated", (network.bridge,)))
     if not network.internal:
