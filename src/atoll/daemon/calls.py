@@ -149,8 +149,6 @@ def _differences(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
 
 def _repair(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     found, errors = engine.repair()
-    engine.names.reset()
-    engine.names.wait()
     return {"differences": _shown(found), "errors": [str(error) for error in errors]}
 
 

@@ -49,7 +49,7 @@ _IDLE: Final = 0.1
 #: Others change rules in many transactions; the last one counts.
 _SETTLED: Final = 0.2
 
-_DNS_HELP: Final = "names are not answered there until it is put right; atoll doctor --fix tries again"
+_DNS_HELP: Final = "names are not answered there until that is put right"
 
 log = logging.getLogger("atoll")
 
@@ -205,7 +205,7 @@ class Server:
                 "namespaces": len(engine.state.namespaces),
                 "endpoints": len(engine.state.endpoints),
                 "dns": {"pid": engine.names.pid, **engine.names.stats()},
-                "problems": [*self._neighbourhood.problems(), *({"what": what, "help": _DNS_HELP} for what in engine.names.problems)],
+                "problems": [*self._neighbourhood.problems(), *({"what": what, "help": _DNS_HELP} for what in engine.names.faults())],
             }
 
         return _json(await self.on_engine(look))

@@ -183,7 +183,9 @@ class Zone:
         self._endpoints_of: dict[str, set[str]] = {}  # namespace to endpoints
         self._views: dict[frozenset[str], View] = {}
         self._client_of: dict[str, Client] = {}  # by namespace
-        self._kept = 0
+        self._listening: dict[str, dict[str, None]] = {}  # gateway address to networks
+        #: How many answers are kept as bytes.
+        self.kept = 0
 
     # --- changes
 
@@ -198,6 +200,7 @@ class Zone:
                 for endpoint in list(network.endpoints):
                     touched |= self._drop(endpoint)
                 self._cool(network)
+                self._stop_listening(network)
                 del self.networks[identity]
         for names in update.networks:
             self._put_network(names)
@@ -222,9 +225,19 @@ class Zone:
         if network is None:
             network = self.networks[names.id] = Known(names)
         else:
+            self._stop_listening(network)
             network.rename(names)
+        for address in names.listen:
+            self._listening.setdefault(address, {})[names.id] = None
         self._cool(network)
         return network
+
+    def _stop_listening(self, network: Known) -> None:
+        for address in network.names.listen:
+            networks = self._listening[address]
+            del networks[network.names.id]
+            if not networks:
+                del self._listening[address]
 
     def _drop(self, identity: str) -> set[str]:
         """Forget an endpoint, if there is one; the namespaces that this touches."""
@@ -256,7 +269,7 @@ class Zone:
         if before is not None:
             before.view.users -= 1
             if not before.view.users and before.view.networks is not None:
-                self._kept -= before.view.forget_all()
+                self.kept -= before.view.forget_all()
                 for seen in self._seen_by(before.view):
                     seen.warm.discard(before.view)
                 del self._views[before.view.networks]
@@ -264,23 +277,23 @@ class Zone:
     def _take_back(self, network: Known, endpoint: EndpointNames) -> None:
         for view in (*network.warm, self.host.view):
             for name in network.affected(endpoint):
-                self._kept -= view.forget(name)
+                self.kept -= view.forget(name)
 
     def _cool(self, network: Known) -> None:
         for view in (*network.warm, self.host.view):
-            self._kept -= view.forget_all()
+            self.kept -= view.forget_all()
         network.warm.clear()
 
     def keep(self, view: View, query: wire.Query, data: bytes, answer: bytes | wire.Answer) -> None:
         """Give this answer to the same bytes from now on, until it changes. Never more than `KEPT` of them."""
         if data in view.answers:
             return
-        if self._kept >= KEPT:
+        if self.kept >= KEPT:
             for old in (*self._views.values(), self.host.view):
                 old.forget_all()
-            self._kept = 0
+            self.kept = 0
         view.keep(query.name, data, answer)
-        self._kept += 1
+        self.kept += 1
         if view is not self.host.view:
             for network in self._seen_by(view):
                 network.warm.add(view)
@@ -290,6 +303,10 @@ class Zone:
     def client(self, network: str, source: str) -> Client | None:
         known = self.networks.get(network)
         return known.clients.get(source) if known else None
+
+    def listens(self, address: str) -> str:
+        """The network whose gateway has this address, or "" where none has."""
+        return next(iter(self._listening.get(address, ())), "")
 
     def forwards(self, view: View) -> bool:
         """Whether what is asked may leave: it may from a network that isn't internal."""

@@ -119,8 +119,9 @@ def _write(folder: int, file: str, data: bytes) -> None:
 
 def links_of_the_machine() -> Path | None:
     """/etc/netns, where the namespaces' names are the machine's own. In a private host they aren't, but /etc is the machine's."""
+    folder = netns.NETNS_DIR if netns.NETNS_DIR.exists() else netns.NETNS_DIR.parent
     try:
-        here, there = os.stat(netns.NETNS_DIR), os.stat(f"/proc/1/root{netns.NETNS_DIR}")
+        here, there = os.stat(folder), os.stat(f"/proc/1/root{folder}")
     except OSError:
         return None
     return ETC_NETNS if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) else None

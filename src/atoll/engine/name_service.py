@@ -106,8 +106,10 @@ class NameService:
     def _answered(self) -> bool:
         due, self._unanswered = self._unanswered, []
         server = self._server
+        if server is None:
+            return True
         try:
-            for serial in due if server is not None else ():
+            for serial in due:
                 self.problems = tuple(server.wait(serial))
         except AtollError as error:
             self._lose(error)
@@ -128,6 +130,13 @@ class NameService:
             self._clear()
             self._send(names.whole(self._state, self._next()))
 
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong now. It tries again by itself what it couldn't do, so it is asked."""
+        if self.problems and self._server is not None:
+            self._send(Update(serial=self._next()))
+            self.wait()
+        return self.problems
+
     def heal(self) -> bool:
         """Start it anew if it has died and may be started by now; whether it is as it should be."""
         if not self._enabled or (self._server is None and not self._starts):
@@ -141,7 +150,8 @@ class NameService:
     @property
     def pid(self) -> int:
         """The process, 0 when there is none."""
-        return self._server.pid if self._server is not None else 0
+        server = self._server  # the daemon's loop asks as well
+        return server.pid if server is not None else 0
 
     def stats(self) -> dict[str, Any]:
         if self._server is None:
