@@ -89,7 +89,7 @@ def test_of_a_long_range_of_ports_only_the_beginning_has_names() -> None:
 def test_a_network_without_dns_has_no_resolvers_in_the_firewall(options: dict[str, Any]) -> None:
     known, other = network("web", 1, six=True), network("web", 1, six=True)
     other = Network(**{name: getattr(other, name) for name in other.__struct_fields__} | options)
-    elements = {Element("resolvers4", ("atb1", "10.9.1.1")), Element("resolvers6", ("atb1", "fd09:1::1"))}
+    elements = {Element(f"resolvers{6 if ':' in at else 4}", (link, at)) for at in ("10.9.1.1", "fd09:1::1") for link in ("atb1", "lo")}
     assert elements <= set(network_elements(known))
     assert elements.isdisjoint(network_elements(other))
 

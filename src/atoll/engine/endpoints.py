@@ -16,7 +16,7 @@ from atoll.engine.base import Base
 from atoll.engine.names import services
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid
 from atoll.firewall.elements import Element, change, network_elements, port_elements
-from atoll.kernel.host import port_holder, port_is_free
+from atoll.kernel.host import has_other_holder, port_holder, port_is_free
 from atoll.model import (
     MAX_SHARDS,
     PREDEFINED,
@@ -374,7 +374,7 @@ class EndpointVerbs(Base):
             if any(other == port for other in seen):
                 raise Conflict(f"{port} is named twice", "name it once")
             seen.append(port)
-        busy = self.host.run(lambda: _busy_port(ports, families))
+        busy = self.host.run(lambda: _busy_port(ports, families, self.names.pid))
         if busy is not None:
             number, protocol, holder = busy
             raise Conflict(f"port {number}/{protocol} of the host is taken by {holder}", "stop it, or choose another port")
@@ -440,12 +440,16 @@ def _lowest_free(taken: Collection[int]) -> int:
     return number
 
 
-def _busy_port(ports: Collection[PublishedPort], families: Collection[int]) -> tuple[int, str, str] | None:
-    """The first port that a program of the host has open, with its name; runs in the host's namespace."""
+def _busy_port(ports: Collection[PublishedPort], families: Collection[int], names: int) -> tuple[int, str, str] | None:
+    """The first port that a program of the host has open, with its name; runs in the host's namespace.
+
+    Our name server (its pid is `names`) stands in nobody's way on every address: the firewall leaves it what it serves.
+    """
     for port in ports:
         addresses = [port.host_ip] if port.host_ip else [any_ for version, any_ in ((4, "0.0.0.0"), (6, "::")) if version in families]
         for number in range(port.host_port, port.host_port + port.count):
             for address in addresses:
-                if not port_is_free(address, number, port.protocol):
+                ours = names and number == 53 and not port.host_ip and not has_other_holder(number, port.protocol, names)
+                if not ours and not port_is_free(address, number, port.protocol):
                     return number, port.protocol, port_holder(number, port.protocol) or "another program"
     return None

@@ -179,7 +179,10 @@ class NameService:
         now = time.monotonic()
         self._starts = [start for start in self._starts if now - start < _REMEMBERED]
         excess = len(self._starts) - _FORGIVEN
-        if not update.networks or (excess >= 0 and now - self._starts[-1] < min(2.0**excess, _LONGEST)):
+        if not update.networks:
+            return
+        if excess >= 0 and now - self._starts[-1] < min(2.0**excess, _LONGEST):
+            self.problems = (f"names are not served: the name server has died {len(self._starts)} times within a minute",)
             return
         again = bool(self._starts)
         self._starts.append(now)

@@ -56,7 +56,7 @@ SETS: Final[dict[str, SetSpec]] = {
     "isolated": SetSpec("inet", ("ifname",)),
     # nothing passes in or out of this bridge
     "internals": SetSpec("inet", ("ifname",)),
-    # endpoints behind this bridge ask for names at that address, the gateway's
+    # endpoints behind this bridge, or this host (lo), ask for names at that address, the gateway's
     "resolvers4": SetSpec("inet", ("ifname", "ipv4")),
     "resolvers6": SetSpec("inet", ("ifname", "ipv6")),
     # what comes from this bridge leaves with the host's address
@@ -153,6 +153,8 @@ table inet {TABLE} {{
 
 	chain output {{
 		type nat hook output priority -100; policy accept;
+		oifname . ip daddr @resolvers4 meta l4proto {{ tcp, udp }} th dport 53 accept
+		oifname . ip6 daddr @resolvers6 meta l4proto {{ tcp, udp }} th dport 53 accept
 		meta l4proto @carried fib daddr type local jump published
 	}}
 
