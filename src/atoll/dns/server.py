@@ -69,6 +69,9 @@ class Server:
         self.zone.apply(update)
         after = self._addresses(set(self.zone.networks) if update.reset else names)
         for address in before - after:
+            if self.zone.listens(address):  # another network's too
+                after.add(address)
+                continue
             if (listener := self._listeners.pop(address, None)) is not None:
                 listener.close()
             self._failing.pop(address, None)
@@ -80,6 +83,7 @@ class Server:
     def stats(self) -> dict[str, int]:
         return {
             **self.counts,
+            "errors": self.loop.errors,
             "networks": len(self.zone.networks),
             "listening": len(self._listeners),
             "kept": self.zone.kept,

@@ -84,7 +84,7 @@ class _Connection:
         self.name, self.last, self.waiting = name, time.monotonic(), 0
         self._owner, self._socket, self._network, self._source = owner, made, network, source
         self._in, self._out = bytearray(), bytearray()
-        self._ended = self._closed = False
+        self._ended = self._closed = self._flushing = False
         self._events = READ
         owner.server.loop.watch(made.fileno(), READ, self._ready)
 
@@ -148,9 +148,12 @@ class _Connection:
             return
         self._out += len(answer).to_bytes(2, "big") + answer
         self.last = time.monotonic()
-        self._owner.server.loop.after(0, self._flush)
+        if not self._flushing:  # all that are answered in one go leave together
+            self._flushing = True
+            self._owner.server.loop.after(0, self._flush)
 
     def _flush(self) -> None:
+        self._flushing = False
         if self._closed:
             return
         try:

@@ -263,7 +263,8 @@ class Zone:
             for endpoint in endpoints:
                 network = self.networks[self._network_of[endpoint]]
                 for address in network.endpoints[endpoint].addresses:
-                    network.clients[address] = client
+                    if network.addressed(address) is network.endpoints[endpoint]:
+                        network.clients[address] = client
         else:
             self._endpoints_of.pop(namespace, None)
         if before is not None:
