@@ -44,9 +44,7 @@ def test_resolv_conf_names_the_gateways_of_the_default_route_first() -> None:
 
 def test_without_a_network_that_has_dns_a_namespace_has_the_hosts_resolv_conf_or_its_own_servers() -> None:
     attached = [on(network("web", 1, dns=False))]
-    assert names.resolv_conf(R1, attached, "nameserver 192.0.2.53\n") == (
-        f"{HEAD}# It is on no network with DNS, so this is the host's.\nnameserver 192.0.2.53\n"
-    )
+    assert names.resolv_conf(R1, attached, "nameserver 192.0.2.53\n") == "nameserver 192.0.2.53\n"
     own = Namespace(name="r1", servers=("192.0.2.1", "2001:db8::1"))
     assert names.resolv_conf(own, attached, "nameserver 192.0.2.53\n") == f"{HEAD}nameserver 192.0.2.1\nnameserver 2001:db8::1\n"
 

@@ -238,7 +238,7 @@ class Server:
         log.info("%s %s", kind, fields)
         if kind.startswith("network."):
             self._ask_refresh(0)
-        if kind.startswith("dns."):
+        if kind in ("network.create", "dns.restart"):
             self._watch_names()
         if kind in ("namespace.remove", "endpoint.disconnect"):
             # Not while more of them come: settling costs as much for one as for many. The watcher's tick is the latest.

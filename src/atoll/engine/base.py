@@ -51,6 +51,7 @@ class Base:
         self.on_plan: Callable[[Plan], None] | None = None
         self.names = NameService(host, self.state, self.emit, enabled=dns)
         self.files = files
+        self._resolv_conf = ""
         self._lock = lock
         self._pidfds: dict[str, int] = {}
         self._stale: set[ConntrackDelete] = set()
@@ -189,15 +190,23 @@ class Base:
 
     # --- names ---
 
+    def refresh_files(self) -> None:
+        """Copy the host's resolv.conf anew if it has changed, to where a copy of it is."""
+        found = _host_resolv_conf() if self.files is not None else ""
+        if found != self._resolv_conf:
+            for namespace in self.state.namespaces.values():
+                self.write_files(namespace)
+
     def write_files(self, namespace: Namespace) -> None:
         """Make a namespace's resolv.conf and hosts fit its networks. That they can't be written is said and stops nothing."""
         if self.files is None or not namespace.has_files:
             return
-        attached = [pair for pair in self.state.attached(namespace.name) if pair[1].state == "ready"]
+        attached = self.state.attached(namespace.name)
+        self._resolv_conf = _host_resolv_conf()
         try:
             self.files.write(
                 namespace.name,
-                {"resolv.conf": names.resolv_conf(namespace, attached, _host_resolv_conf()), "hosts": names.hosts(namespace, attached)},
+                {"resolv.conf": names.resolv_conf(namespace, attached, self._resolv_conf), "hosts": names.hosts(namespace, attached)},
             )
         except OSError as error:
             self.emit("files.fail", namespace=namespace.name, what=f"writing its files: {error.strerror} ({error.filename})")

@@ -79,15 +79,14 @@ class EndpointVerbs(Base):
         self.state.put_endpoint(endpoint)
         try:
             self.do(plan)
+            self.write_files(who)
         except BaseException:
             self.tear_down(where, endpoint)
             self._undo_growth(where, grown)
             raise
         endpoint = self.ready(endpoint)
         self.names.put_endpoint(where, endpoint)
-        self.names.push()
-        self.write_files(who)
-        self.names.wait()
+        self.names.tell()
         self.emit("endpoint.connect", network=where.name, namespace=who.name, id=endpoint.id, addresses=endpoint.addresses)
         return endpoint
 

@@ -192,7 +192,8 @@ class NameService:
             self.problems = (f"names are not served: {error}",)
             return
         self._send(update)
-        self._emit("dns.restart" if again else "dns.start", pid=self.pid)
+        if again:
+            self._emit("dns.restart", pid=self.pid)
 
     def _send(self, update: Update) -> None:
         if self._server is None:

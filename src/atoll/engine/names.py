@@ -74,7 +74,8 @@ def by_gateway(attached: Iterable[tuple[Network, Endpoint]]) -> list[tuple[Netwo
 
 
 def resolv_conf(namespace: Namespace, attached: Iterable[tuple[Network, Endpoint]], host: str) -> str:
-    """The gateways of its networks with DNS, or else its own servers, or else what the host has (`host`).
+    """The gateways of its networks with DNS, or else its own servers, or else a copy of the host's (`host`): processes that run before
+    their namespace is on any network must see what comes later in the same file.
 
     `ndots:0` has glibc, musl and Go ask for a short name as it is first, and the gateway knows it on every network of the namespace: one
     question (of each family) for NAME, NAME.NETWORK and a name outside alike. With the default of 1, NAME would be looked for in one
@@ -84,7 +85,7 @@ def resolv_conf(namespace: Namespace, attached: Iterable[tuple[Network, Endpoint
     servers: Sequence[str] = [address for network in able for address in network.resolvers()] or namespace.servers
     head = f"# Written by Atoll for the namespace {namespace.name}, and again when its networks change.\n"
     if not servers:
-        return f"{head}# It is on no network with DNS, so this is the host's.\n{host}"
+        return host
     lines = [f"nameserver {address}" for address in servers[:MAX_SERVERS]]
     if able:
         lines += [f"search {' '.join(_search(able))}", "options ndots:0"]

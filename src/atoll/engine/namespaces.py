@@ -156,6 +156,7 @@ class NamespaceVerbs(Base):
             self.do(plan)
             with self.host.namespace(namespace.name) as fd:
                 found = netns.identity(fd)
+            self.write_files(namespace)
         except AtollError:
             self._let_go(namespace)
             raise
@@ -165,7 +166,6 @@ class NamespaceVerbs(Base):
         self.state.namespaces[made.name] = made
         self.names.put_namespace(made)
         self.names.push()
-        self.write_files(made)
         self.emit("namespace.create", namespace=made.name, kind=made.kind, source=made.source)
         return made
 
