@@ -19,6 +19,7 @@ def network_view(engine: Engine, network: Network) -> dict[str, Any]:
     shown.setdefault("subnets", [])
     if network.driver == "bridge":
         shown.update(internal=network.internal, icc=network.icc, guard=network.guard, nat=network.nat, mtu=network.mtu)
+        shown.update(dns=network.dns, servers=list(network.servers))
     if network.id not in PREDEFINED:
         shown["mtu"] = network.mtu
     shown["endpoints"] = [endpoint_view(engine, endpoint) for endpoint in engine.state.endpoints_on(network)]
@@ -56,6 +57,8 @@ def namespace_view(engine: Engine, namespace: Namespace) -> dict[str, Any]:
         "inode": namespace.inode,
         "pid": owner.pid if owner is not None else namespace.pid,
         "command": list(owner.command) if owner is not None else [],
+        "servers": list(namespace.servers),
+        "files": engine.files.of(namespace.name) if engine.files is not None and namespace.has_files else {},
         "labels": namespace.labels,
         "created": namespace.created,
         "state": namespace.state,

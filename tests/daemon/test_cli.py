@@ -699,8 +699,8 @@ def test_a_command_in_a_namespace_is_itself(atoll: CommandLine, tmp_path: Path) 
 
 
 def test_a_namespace_has_files_of_its_own_in_etc(atoll: CommandLine, tmp_path: Path) -> None:
-    atoll.says("ns", "create", "r1", "r2")
     with etc(tmp_path) as folder:
+        atoll.says("ns", "create", "r1", "r2")
         (folder / "netns" / "r1").mkdir(parents=True)
         (folder / "netns" / "r1" / "resolv.conf").write_text("nameserver 192.0.2.53\n")
         (folder / "netns" / "r1" / "nowhere.conf").write_text("for a file that isn't there\n")

@@ -103,7 +103,7 @@ def test_input_and_output_are_the_callers(atoll: CommandLine) -> None:
 def test_a_terminal_is_the_programs_own(atoll: CommandLine) -> None:
     with leaves_nothing(atoll):
         main, terminal = pty.openpty()
-        command = [ATOLL, "run", "-it", "--network", "web", "--", "sh", "-c", "tty; read line; echo got $line"]
+        command = [str(ATOLL), "run", "-it", "--network", "web", "--", "sh", "-c", "tty; read line; echo got $line"]
         with subprocess.Popen(command, env=atoll.daemon.environment, stdin=terminal, stdout=terminal, start_new_session=True) as process:
             os.close(terminal)
             os.write(main, b"hello\n")
@@ -181,14 +181,14 @@ def test_a_published_port_is_reached_and_is_free_again_as_soon_as_the_program_ha
 
 
 def test_sharing_is_as_docker_means_it(atoll: CommandLine) -> None:
-    with leaves_nothing(atoll):
-        with started(atoll, "--network", "web", "--name", "r1", "python3", "-c", SERVE) as process:
-            inside = os.readlink(f"/proc/{process.pid}/ns/net")
-            for word in ("ns:r1", "container:r1"):
-                assert atoll.says("run", "--network", word, "readlink", "/proc/self/ns/net").strip() == inside
-            with started(atoll, "--network", "ns:r1", "--name", "beside", "sh", "-c", "echo ready; exec cat"):
-                assert [(run["name"], run["namespace"]) for run in atoll.shows("ps")] == [("r1", "r1"), ("beside", "r1")]
-                assert re.search(r"beside +sh .* ns:r1 ", atoll.says("ps"))
+    with leaves_nothing(atoll), contextlib.ExitStack() as shared:
+        process = shared.enter_context(started(atoll, "--network", "web", "--name", "r1", "python3", "-c", SERVE))
+        inside = os.readlink(f"/proc/{process.pid}/ns/net")
+        for word in ("ns:r1", "container:r1"):
+            assert atoll.says("run", "--network", word, "readlink", "/proc/self/ns/net").strip() == inside
+        shared.enter_context(started(atoll, "--network", "ns:r1", "--name", "beside", "sh", "-c", "echo ready; exec cat"))
+        assert [(run["name"], run["namespace"]) for run in atoll.shows("ps")] == [("r1", "r1"), ("beside", "r1")]
+        assert re.search(r"beside +sh .* ns:r1 ", atoll.says("ps"))
         host = os.readlink("/proc/thread-self/ns/net")
         assert atoll.says("run", "--network", "host", "readlink", "/proc/self/ns/net").strip() == host
         assert atoll.says("run", "--network", "none", "ls", "/sys/class/net").strip() == "lo"
@@ -197,12 +197,12 @@ def test_sharing_is_as_docker_means_it(atoll: CommandLine) -> None:
 
 def test_several_networks_and_the_default_one(atoll: CommandLine) -> None:
     atoll.says("network", "create", "back", "--subnet", "10.9.3.0/24", "--internal")
-    with leaves_nothing(atoll):
-        # The ports go where they can be published.
-        with started(atoll, "--network", "back", "--network", "name=web,ip=10.9.2.9", "-p", "8080:80", "python3", "-c", SERVE):
-            assert hello(8080) == b"hello"
-            (shown,) = atoll.shows("ps")
-            assert [(end["network"], end["ports"]) for end in shown["endpoints"]] == [("back", []), ("web", ["8080:80/tcp"])]
+    networks = ["--network", "back", "--network", "name=web,ip=10.9.2.9"]
+    with leaves_nothing(atoll), started(atoll, *networks, "-p", "8080:80", "python3", "-c", SERVE):
+        # The ports went where they can be published.
+        assert hello(8080) == b"hello"
+        (shown,) = atoll.shows("ps")
+        assert [(end["network"], end["ports"]) for end in shown["endpoints"]] == [("back", []), ("web", ["8080:80/tcp"])]
     atoll.says("run", "true")
     assert "default" in atoll.says("network", "ls", "-q").split()
     assert "publish from a network that isn't" in atoll.fails(2, "run", "--network", "back", "-p", "8080:80", "true")

@@ -43,6 +43,7 @@ _LISTS: Final = ("addresses", "aliases")
 @click.option("-p", "--publish", "publish", multiple=True, metavar="SPEC", help=f"Publish a port: {_SPEC}")
 @click.option("--ip", "addresses", multiple=True, metavar="IP", help="A static address on the network; may be repeated.")
 @click.option("--alias", "--network-alias", "aliases", multiple=True, metavar="NAME", help="One more name on its networks.")
+@click.option("--dns", "servers", multiple=True, metavar="IP", help="Ask this server about names outside, and not its network's.")
 @click.option("-d", "--detach", is_flag=True, help="In the background, its output in a log. Prints the name once it runs.")
 @click.option("-w", "--workdir", "directory", default="", metavar="FOLDER", help="The folder to run in; default: this one.")
 @click.option("-e", "--env", "variables", multiple=True, metavar="K=V", help="An environment variable, beside those that there are.")
@@ -168,7 +169,7 @@ def _number(text: str, pair: str) -> int:
 
 def _check_shared(shared: str, given: dict[str, Any], addresses: Sequence[str], aliases: Sequence[str]) -> None:
     """What belongs to a namespace of one's own can't be had in another's."""
-    refused = [("-p", given["publish"]), ("--ip", addresses), ("--alias", aliases)]
+    refused = [("-p", given["publish"]), ("--ip", addresses), ("--alias", aliases), ("--dns", given["servers"])]
     if shared != "host":
         refused.append(("--hostname", given["hostname"]))
     for option, value in refused:

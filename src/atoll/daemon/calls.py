@@ -38,6 +38,8 @@ class NamespaceBody(Struct, frozen=True, forbid_unknown_fields=True):
     path: str = ""
     docker: str = ""
     podman: str = ""
+    dns: bool = False
+    servers: tuple[str, ...] = ()
     labels: dict[str, str] = {}
 
 
@@ -111,16 +113,16 @@ def _namespace(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
 
 def _create_namespace(engine: Engine, _: dict[str, str], body: NamespaceBody) -> Any:
     if body.pid or body.path or body.docker or body.podman:
-        made = engine.adopt_namespace(body.name, pid=body.pid, path=body.path, docker=body.docker, podman=body.podman, labels=body.labels)
+        made = engine.adopt_namespace(**msgspec.structs.asdict(body))
     else:
-        made = engine.create_namespace(body.name, body.labels)
+        made = engine.create_namespace(body.name, body.labels, servers=body.servers)
     return namespace_view(engine, made)
 
 
 def _plan_create_namespace(engine: Engine, _: dict[str, str], body: NamespaceBody) -> Plan:
     if body.pid or body.path or body.docker or body.podman:
         return engine.plan_adopt_namespace(body.name, pid=body.pid, path=body.path, docker=body.docker, podman=body.podman)
-    return engine.plan_create_namespace(body.name)
+    return engine.plan_create_namespace(body.name, servers=body.servers)
 
 
 def _remove_namespace(engine: Engine, where: dict[str, str], _: NoBody) -> Any:

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from atoll.kernel.host import Host
     from atoll.model import Network
-    from atoll.store.sqlite import Store
 
 #: The network of those who name none; made when it is missing.
 DEFAULT_NETWORK: Final = "default"
@@ -62,13 +60,15 @@ class Attachment(Struct, frozen=True, forbid_unknown_fields=True):
 
 class RunRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """What `run` takes. `pid` is the process that becomes the program. `share` is empty for a namespace of its own, `host` for the host's,
-    `ns:NAME` for another's. `publish` is done on the first of the networks that can. `command`, `user` and `directory` are for listings."""
+    `ns:NAME` for another's. `publish` is done on the first of the networks that can. `servers` are asked about names outside. `command`,
+    `user` and `directory` are for listings."""
 
     pid: int
     name: str = ""
     networks: tuple[Attachment, ...] = ()
     share: str = ""
     publish: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     command: tuple[str, ...] = ()
     user: str = ""
@@ -80,11 +80,6 @@ class RunRequest(Struct, frozen=True, forbid_unknown_fields=True):
 class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
     #: Where the logs of detached runs are, NAME.log each; they go with the record. None: there are none.
     logs: Path | None = None
-
-    def __init__(self, host: Host, store: Store, lock: int | None) -> None:
-        super().__init__(host, store, lock)
-        #: The pidfds of runs by name.
-        self._held: dict[str, int] = {}
 
     def create_run(self, request: RunRequest) -> Run:
         """A namespace for a process, connected to its networks, for as long as that process lives; all of it, or nothing when it fails.
@@ -102,7 +97,7 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
             try:
                 if run.owns:
                     made = self._make_default(request)
-                    self.create_namespace(run.name, run.labels)
+                    self.create_namespace(run.name, run.labels, servers=request.servers)
                     for attachment in self._attachments(request):
                         self.connect(namespace=run.name, **structs.asdict(attachment))
                 run = structs.replace(run, state="running")
@@ -131,7 +126,7 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
                 plan = self._network_plan(network)[0]
                 self.state.add_network(network)
                 undo.callback(self.state.drop_network, network)
-            plan = Plan.of(plan.operations, self.plan_create_namespace(run.name).operations)
+            plan = Plan.of(plan.operations, self.plan_create_namespace(run.name, servers=request.servers).operations)
             # As if it were there: what is connected later depends on what was connected before.
             self.state.namespaces[run.name] = Namespace(name=run.name, state="ready")
             undo.callback(self.state.namespaces.pop, run.name)
@@ -206,12 +201,6 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
                     self._end(run)
         super().recover()
 
-    def close(self) -> None:
-        for holder in self._held.values():
-            os.close(holder)
-        self._held.clear()
-        super().close()
-
     # --- parts ---
 
     def _live(self) -> Iterator[Run]:
@@ -227,8 +216,9 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
         self._check_new(name)
         namespace = name
         if request.share:
-            if request.networks or request.publish:
-                raise Invalid(f"a run in the network of {request.share} has no networks or ports of its own", "leave out one of both")
+            if request.networks or request.publish or request.servers:
+                what = "networks, ports or DNS servers"
+                raise Invalid(f"a run in the network of {request.share} has no {what} of its own", "leave out one of both")
             namespace = self._shared(request.share)
         return Run(
             name=name,
@@ -313,6 +303,7 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
         namespace = self.state.namespaces.get(run.name)
         if run.owns and namespace is not None:
             self._let_go(namespace)
+            self.names.tell()
 
     def _undo(self, run: Run, former: Run | None) -> None:
         """As if there had been no such run; `former` is an ended one of the same name."""
