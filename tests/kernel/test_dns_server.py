@@ -72,7 +72,7 @@ def test_a_namespace_on_two_networks_sees_both_from_either(front: Machine) -> No
     address = v4("front", DB)
     assert ask(front, address, v4("front", 1), "secret") == [v4("back", BACK_DB)]
     assert ask(front, address, v4("front", 1), "db") == [v4("front", DB), v4("back", BACK_DB)]
-    assert ask(front, address, v6("front", 1)[:0] or v4("front", 1), "db.back.atoll") == [v4("back", BACK_DB)]
+    assert ask(front, v6("front", DB), v6("front", 1), "db.back.atoll") == [v4("back", BACK_DB)]
 
 
 def test_strangers_are_refused(front: Machine) -> None:
