@@ -201,6 +201,7 @@ class Base:
         """Copy the host's resolv.conf anew if it has changed, to where a copy of it is."""
         found = _host_resolv_conf() if self.files is not None else ""
         if found != self._resolv_conf:
+            self._resolv_conf = found
             for namespace in self.state.namespaces.values():
                 self.write_files(namespace)
 
@@ -209,11 +210,10 @@ class Base:
         if self.files is None or not namespace.has_files:
             return
         attached = self.state.attached(namespace.name)
-        self._resolv_conf = _host_resolv_conf()
         try:
             self.files.write(
                 namespace.name,
-                {"resolv.conf": names.resolv_conf(namespace, attached, self._resolv_conf), "hosts": names.hosts(namespace, attached)},
+                {"resolv.conf": names.resolv_conf(namespace, attached, _host_resolv_conf()), "hosts": names.hosts(namespace, attached)},
             )
         except OSError as error:
             self.emit("files.fail", namespace=namespace.name, what=f"writing its files: {error.strerror} ({error.filename})")

@@ -39,6 +39,7 @@ class NameService:
         self._serial = 0
         self._unanswered: list[int] = []
         self._starts: list[float] = []
+        self._again = False
         self._clear()
         #: What is wrong with it now.
         self.problems: tuple[str, ...] = ()
@@ -114,6 +115,9 @@ class NameService:
         except AtollError as error:
             self._lose(error)
             return False
+        if due and self._again:
+            self._again = False
+            self._emit("dns.restart", pid=self.pid)
         return True
 
     def tell(self) -> None:
@@ -143,6 +147,7 @@ class NameService:
             return True
         if self._server is None or self._is_dead(self._server):
             self._start()
+            self.wait()
         return self._server is not None
 
     # --- the process ---
@@ -192,8 +197,7 @@ class NameService:
             self.problems = (f"names are not served: {error}",)
             return
         self._send(update)
-        if again:
-            self._emit("dns.restart", pid=self.pid)
+        self._again = again
 
     def _send(self, update: Update) -> None:
         if self._server is None:
