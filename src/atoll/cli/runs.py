@@ -35,7 +35,8 @@ class RunRequest(NamedTuple):
     """A program and where it runs.
 
     `networks` are attachments as the API takes them (`{"network": NAME, "addresses": [...], ...}`); `share` is `host` or `ns:NAME` instead.
-    `servers` are asked about names outside, before the networks'. `environment` is added to the caller's. `user` is NAME|UID[:GROUP|GID]. `hostname` is the name when empty.
+    `servers` are asked about names outside, before those of the networks. `environment` is added to the caller's. `user` is
+    NAME|UID[:GROUP|GID]. `hostname` is the name when empty.
     """
 
     command: Sequence[str]
