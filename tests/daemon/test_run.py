@@ -211,7 +211,7 @@ def test_several_networks_and_the_default_one(atoll: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--network", "none", "-p", "8080:80"], 2, "can't publish"),
+        (["--network", "none", "-p", "8080:80"], 2, "no address, alias or port"),
         (["--network", "host", "-p", "8080:80"], 2, "-p means nothing"),
         (["--network", "host", "--network", "web"], 2, "goes with no other"),
         (["--network", "none", "--network", "web"], 2, "goes with no other"),

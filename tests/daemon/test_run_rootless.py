@@ -35,7 +35,10 @@ def test_an_ordinary_user_runs_programs_on_the_private_host(host: None) -> None:
 
 def test_detached_and_signalled(host: None) -> None:
     with user() as someone:
-        assert says(someone, "run", "-d", "--name", "r1", "-p", "8080:80", "--", "sh", "-c", "echo begun; exec cat /dev/zero >/dev/null") == "r1\n"
+        assert (
+            says(someone, "run", "-d", "--name", "r1", "-p", "8080:80", "--", "sh", "-c", "echo begun; exec cat /dev/zero >/dev/null")
+            == "r1\n"
+        )
         eventually(lambda: says(someone, "logs", "r1") == "begun\n", "it has begun")
         assert says(someone, "stop", "r1") == "r1\n"
         assert says(someone, "wait", "r1") == "143\n"

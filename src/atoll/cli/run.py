@@ -82,7 +82,7 @@ def run(
     """
     from atoll.cli import runs
 
-    shared, attachments = _placement(networks, addresses, aliases)
+    shared, attachments = _placement(networks, addresses, aliases, given["publish"])
     if shared:
         _check_shared(shared, given, addresses, aliases)
     request = runs.RunRequest(
@@ -106,7 +106,9 @@ def run(
 # --- networks ------------------------------------------------------------------------------------------------------------------------
 
 
-def _placement(words: Sequence[str], addresses: Sequence[str], aliases: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
+def _placement(
+    words: Sequence[str], addresses: Sequence[str], aliases: Sequence[str], publish: Sequence[str]
+) -> tuple[str, list[dict[str, Any]]]:
     """What is shared, or else the attachments to make."""
     shared = [word for word in map(_shared, words) if word]
     if shared and len(words) > 1:
@@ -114,8 +116,8 @@ def _placement(words: Sequence[str], addresses: Sequence[str], aliases: Sequence
     if shared:
         return shared[0], []
     found = [_attachment(word) for word in words or ("default",)]
-    if any(attachment["network"] == "none" for attachment in found) and (len(found) > 1 or addresses or aliases):
-        raise click.UsageError("--network none goes with no other network, address or alias")
+    if any(attachment["network"] == "none" for attachment in found) and (len(found) > 1 or addresses or aliases or publish):
+        raise click.UsageError("--network none goes with no other network, and with no address, alias or port")
     if addresses and len(found) > 1:
         raise click.UsageError("--ip is of one network, and there are several: --network NAME:ip=IP")
     for attachment in found:
