@@ -195,6 +195,27 @@ def test_sharing_is_as_docker_means_it(atoll: CommandLine) -> None:
     assert "no namespace named nothing" in atoll.fails(3, "run", "--network", "ns:nothing", "true")
 
 
+def test_names_are_known_inside(atoll: CommandLine) -> None:
+    """As files for the program's own name and as DNS for its neighbours'."""
+    with leaves_nothing(atoll), started(atoll, "--network", "web:ip=10.9.2.7,alias=shop", "--name", "r1", "python3", "-c", SERVE):
+        for name in ("r1", "shop", "r1.web.atoll"):
+            assert atoll.says("run", "--network", "web", "getent", "ahostsv4", name).split()[0] == "10.9.2.7"
+        assert "r2.web.atoll r2" in atoll.says("run", "--network", "web", "--name", "r2", "cat", "/etc/hosts")
+        assert "nameserver 10.9.2.1\n" in atoll.says("run", "--network", "web", "cat", "/etc/resolv.conf")
+        assert "nameserver 192.0.2.53\n" in atoll.says("run", "--network", "none", "--dns", "192.0.2.53", "cat", "/etc/resolv.conf")
+    assert "not an IP address" in atoll.fails(2, "run", "--dns", "nobody", "true")
+
+
+def test_an_ended_run_is_remembered_when_its_name_is_wanted_in_vain(atoll: CommandLine) -> None:
+    with leaves_nothing(atoll):
+        atoll.says("run", "-d", "--name", "r1", "--network", "web", "sh", "-c", "echo once; exit 4")
+        assert atoll.says("wait", "r1") == "4\n"
+        atoll.fails(2, "run", "--name", "r1", "--network", "web", "--ip", "10.8.0.1", "true")
+        assert atoll.says("wait", "r1") == "4\n"
+        assert atoll.says("logs", "r1") == "once\n"
+        atoll.says("ps", "--prune")
+
+
 def test_several_networks_and_the_default_one(atoll: CommandLine) -> None:
     atoll.says("network", "create", "back", "--subnet", "10.9.3.0/24", "--internal")
     networks = ["--network", "back", "--network", "name=web,ip=10.9.2.9"]

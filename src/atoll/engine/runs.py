@@ -90,26 +90,21 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
             run = self._draft_run(request)
             holder = netns.hold_process(netns.Process(run.pid, run.start))
             former = self.state.runs.pop(run.name, None)
-            with self.store.transaction():
-                self.store.put_run(run)
-            self.state.runs[run.name] = run
             made: Network | None = None
             try:
+                self._record(run)
                 if run.owns:
                     made = self._make_default(request)
                     self.create_namespace(run.name, run.labels, servers=request.servers)
                     for attachment in self._attachments(request):
                         self.connect(namespace=run.name, **structs.asdict(attachment))
-                run = structs.replace(run, state="running")
-                with self.store.transaction():
-                    self.store.put_run(run)
+                run = self._record(structs.replace(run, state="running"))
             except BaseException:
                 os.close(holder)
                 self._undo(run, former)
                 if made is not None:
                     self.remove_network(made.id)
                 raise
-            self.state.runs[run.name] = run
             self._hold_run(run, holder)
         self.emit("run.start", run=run.name, pid=run.pid, namespace=run.namespace)
         return run
@@ -309,12 +304,12 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
         """As if there had been no such run; `former` is an ended one of the same name."""
         self._release(run)
         self.state.runs.pop(run.name, None)
+        if former is not None:
+            self.state.runs[former.name] = former
         with self.store.transaction():
             self.store.delete_run(run)
             if former is not None:
                 self.store.put_run(former)
-        if former is not None:
-            self.state.runs[former.name] = former
 
     def _record(self, run: Run) -> Run:
         with self.store.transaction():
