@@ -23,7 +23,11 @@ from atoll.dns.cache import ENTRIES, Cache
 pytestmark = pytest.mark.timeout(60, method="thread")
 
 labels = st.binary(min_size=1, max_size=63)
-names = st.lists(labels, max_size=8).filter(lambda found: sum(len(label) + 1 for label in found) < 255).map(lambda found: dns.name.Name([*found, b""]))
+names = (
+    st.lists(labels, max_size=8)
+    .filter(lambda found: sum(len(label) + 1 for label in found) < 255)
+    .map(lambda found: dns.name.Name([*found, b""]))
+)
 kinds = st.sampled_from(["A", "AAAA", "PTR", "SRV", "ANY", "MX", "TXT", "HTTPS", "SOA"])
 addresses = st.lists(st.ip_addresses(v=4).map(str), max_size=200, unique=True)
 
@@ -198,6 +202,8 @@ def test_the_reverse_of_an_address_is_its_own(address: ipaddress.IPv4Address | i
     assert wire.address_of(wire.reverse_of(str(address))) == str(address)
 
 
-@pytest.mark.parametrize("name", ["1.0.0.10.in-addr.arpa.", "0.0.10.in-addr.arpa", "x.0.0.10.in-addr.arpa", "1.ip6.arpa", "300.0.0.10.in-addr.arpa"])
+@pytest.mark.parametrize(
+    "name", ["1.0.0.10.in-addr.arpa.", "0.0.10.in-addr.arpa", "x.0.0.10.in-addr.arpa", "1.ip6.arpa", "300.0.0.10.in-addr.arpa"]
+)
 def test_no_address_comes_of_less_than_one(name: str) -> None:
     assert wire.address_of(name) == ""
