@@ -10,7 +10,9 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from tests.daemon.processes import PATIENCE, CommandLine, open_pidfd, user
+from atoll import Engine
+from atoll.engine.files import ETC_NETNS, Files
+from tests.daemon.processes import PATIENCE, CommandLine, etc, open_pidfd, user
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,6 +162,26 @@ def test_files_are_in_the_run_folder_and_nowhere_else(atoll: CommandLine) -> Non
     assert os.path.lexists("/etc/netns") == before, "a private host must leave the machine's /etc alone"
     atoll.says("ns", "rm", "r1", "r2")
     assert os.listdir(folder) == []
+
+
+def test_ip_netns_exec_has_the_files_but_for_those_that_the_user_keeps(host: None, tmp_path: Path) -> None:
+    with etc(tmp_path), Engine.open(dns=True, files=Files(tmp_path / "files", ETC_NETNS)) as engine:
+        (ETC_NETNS / "r3").mkdir(parents=True)
+        (ETC_NETNS / "r3" / "resolv.conf").write_text("# mine\n")
+        engine.create_network("web", subnets=["10.9.2.0/24"])
+        for name in ("r1", "r2", "r3"):
+            engine.create_namespace(name)
+            engine.connect("web", name)
+        assert in_netns("r2", "getent", "ahostsv4", "r1").startswith("10.9.2.2 ")
+        assert in_netns("r3", "cat", "/etc/resolv.conf") == "# mine\n"
+        for name in ("r1", "r2", "r3"):
+            engine.remove_namespace(name)
+        assert os.listdir(ETC_NETNS) == ["r3"]
+        assert os.listdir(ETC_NETNS / "r3") == ["resolv.conf"]
+
+
+def in_netns(name: str, *command: str) -> str:
+    return subprocess.run(["ip", "netns", "exec", name, *command], capture_output=True, text=True, check=True).stdout
 
 
 def test_what_a_daemon_that_was_killed_left_goes_when_the_next_one_starts(atoll: CommandLine, tmp_path: Path) -> None:

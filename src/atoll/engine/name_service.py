@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +40,8 @@ class NameService:
         self._serial = 0
         self._unanswered: list[int] = []
         self._starts: list[float] = []
-        self._again = False
+        #: It was started before, and that it is back has yet to be said.
+        self._was_started = self._again = False
         self._clear()
         #: What is wrong with it now.
         self.problems: tuple[str, ...] = ()
@@ -79,9 +81,11 @@ class NameService:
 
     def push(self) -> None:
         """Send what has changed. The first time, and after a death, that is everything."""
-        if not self._enabled or not (self._networks or self._endpoints or self._servers):
+        if not self._enabled:
+            self._clear()
+        if not (self._networks or self._endpoints or self._servers):
             return
-        if None in self._networks.values() and not any(network.resolvers() for network in self._state.networks.values()):
+        if None in self._networks.values() and not self._is_needed():
             self.close()
             return
         if self._server is None or self._is_dead(self._server):
@@ -143,7 +147,7 @@ class NameService:
 
     def heal(self) -> bool:
         """Start it anew if it has died and may be started by now; whether it is as it should be."""
-        if not self._enabled or (self._server is None and not self._starts):
+        if not self._enabled or not self._was_started:
             return True
         if self._server is None or self._is_dead(self._server):
             self._start()
@@ -172,32 +176,34 @@ class NameService:
         self._bury()
         self._clear()
         self._starts.clear()
+        self._was_started = False
         self.problems = ()
 
     def _start(self) -> None:
         """Start it with everything, if a network has names at all and it hasn't died too often of late."""
-        from atoll.dns.child import NameServer
-
         self._bury()
         self._clear()
-        update = names.whole(self._state, self._next())
+        if not self._is_needed():
+            return
         now = time.monotonic()
         self._starts = [start for start in self._starts if now - start < _REMEMBERED]
         excess = len(self._starts) - _FORGIVEN
-        if not update.networks:
-            return
         if excess >= 0 and now - self._starts[-1] < min(2.0**excess, _LONGEST):
             self.problems = (f"names are not served: the name server has died {len(self._starts)} times within a minute",)
             return
-        again = bool(self._starts)
+        from atoll.dns.child import NameServer
+
+        self._again, self._was_started = self._was_started, True
         self._starts.append(now)
         try:
             self._server = self._host.run(NameServer)
         except (AtollError, OSError) as error:
             self.problems = (f"names are not served: {error}",)
             return
-        self._send(update)
-        self._again = again
+        self._send(names.whole(self._state, self._next()))
+
+    def _is_needed(self) -> bool:
+        return any(network.resolvers() for network in self._state.networks.values())
 
     def _send(self, update: Update) -> None:
         if self._server is None:
@@ -211,6 +217,9 @@ class NameService:
 
     def _lose(self, error: AtollError) -> None:
         """It doesn't answer. What has died is started anew by the next one to look."""
+        if self._server is not None:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._server.pidfd, signal.SIGKILL)
         self._bury()
         self.problems = (f"names are not served: {error.what}",)
 
