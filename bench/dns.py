@@ -37,7 +37,17 @@ class _Perf(NamedTuple):
 
     def run(self, *options: str) -> str:
         cores = sorted(os.sched_getaffinity(0) - {_core()}) or [_core()]
-        command = ("taskset", "-c", ",".join(map(str, cores)), tool.find("dnsperf", "dnsperf"), "-s", GATEWAY, "-d", self.questions, *options)
+        command = (
+            "taskset",
+            "-c",
+            ",".join(map(str, cores)),
+            tool.find("dnsperf", "dnsperf"),
+            "-s",
+            GATEWAY,
+            "-d",
+            self.questions,
+            *options,
+        )
         with netns.inside(self.namespace):
             return tool.run(*command)
 

@@ -16,7 +16,21 @@ import pytest
 
 from atoll.dns import forward
 from atoll.dns.stream import OF_CLIENT
-from tests.kernel.dns_lab import Upstream, answering, ask, cable, dgram, endpoint, name_server, network_names, query, silent, stream, v4, zone
+from tests.kernel.dns_lab import (
+    Upstream,
+    answering,
+    ask,
+    cable,
+    dgram,
+    endpoint,
+    name_server,
+    network_names,
+    query,
+    silent,
+    stream,
+    v4,
+    zone,
+)
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:
@@ -144,7 +158,9 @@ def test_responses_are_not_answered(front: Machine, canary: Callable[[], None]) 
             sock.recv(512)
 
 
-def test_one_client_has_so_many_connections_and_the_others_have_theirs(front: Machine, server: NameServer, canary: Callable[[], None]) -> None:
+def test_one_client_has_so_many_connections_and_the_others_have_theirs(
+    front: Machine, server: NameServer, canary: Callable[[], None]
+) -> None:
     with contextlib.ExitStack() as stack:
         open_ = [stack.enter_context(stream(front, v4("front", BAD), v4("front", 1))) for _ in range(OF_CLIENT + 100)]
         canary()

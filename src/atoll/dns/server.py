@@ -150,7 +150,7 @@ class Server:
         found = self.zone.find(client.view, query)
         if found is not None:
             answer_of_ours = wire.build(query, found.rcode, room, found.answers, found.extra)
-            first = answer_of_ours.bytes()
+            first = answer_of_ours.message()
             tell(data[:2] + first)
             # A service's answer holds more names than the one asked for, and an option may be of one question only.
             if transport == "udp" and not query.name.startswith("_") and not (query.edns and query.edns.options):
@@ -165,7 +165,7 @@ class Server:
         return True
 
     def _say(self, query: wire.Query, rcode: int, room: int, tell: Callable[[bytes], None]) -> bool:
-        tell(query.id.to_bytes(2, "big") + wire.build(query, rcode, room).bytes())
+        tell(query.id.to_bytes(2, "big") + wire.build(query, rcode, room).message())
         return True
 
 
@@ -205,7 +205,7 @@ class _Listener:
             client = clients.get(peer[0])
             if client is not None and (answer := client.view.answers.get(data[2:])) is not None:
                 try:
-                    send(data[:2] + (answer if type(answer) is bytes else answer.bytes()), peer)
+                    send(data[:2] + (answer if isinstance(answer, bytes) else answer.message()), peer)
                 except OSError:
                     counts["unsent"] += 1
             else:

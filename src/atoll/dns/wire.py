@@ -248,14 +248,14 @@ def opt(query: Query, rcode: int = NOERROR) -> bytes:
 
 
 class Answer:
-    """An answer without its id, ready to be sent: one of `records` in any order between the rest."""
+    """An answer without its id: records in any order between what stays the same."""
 
     __slots__ = ("_head", "_records", "_tail")
 
     def __init__(self, head: bytes, records: list[bytes], tail: bytes) -> None:
         self._head, self._records, self._tail = head, records, tail
 
-    def bytes(self) -> bytes:
+    def message(self) -> bytes:
         random.shuffle(self._records)
         return self._head + b"".join(self._records) + self._tail
 
