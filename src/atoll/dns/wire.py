@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import socket
 import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -304,6 +305,12 @@ def address_of(name: str) -> str:
     except ValueError:
         pass
     return ""
+
+
+def packed(address: str) -> bytes:
+    """An address, perhaps with a scope, as the kernel has it."""
+    text = address.partition("%")[0]
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
 
 
 def reverse_of(address: str) -> str:
