@@ -90,14 +90,19 @@ def lanes(scene: Scene, networks: Sequence[Network], columns: int) -> list[Lane]
         names = members[network.name]
         following = networks[place + 1].name if place + 1 < len(networks) else ""
         rows: list[Row] = []
-        for first in range(0, len(names), columns):
-            row = tuple(names[first : first + columns])
+        parts = _rows(names, columns)
+        for number, row in enumerate(parts):
             others = set().union(*(on[name] for name in row)) - {network.name}
-            is_last = first + columns >= len(names)
-            below = tuple(others & {following}) if is_last else ()
+            below = tuple(others & {following}) if number == len(parts) - 1 else ()
             rows.append(Row(row, tuple(item.name for item in networks if item.name in others.difference(below)), below))
         found.append(Lane(network.name, tuple(rows) or (Row(()),)))
-    alone = members[""]
-    if alone:
-        found.append(Lane("", tuple(Row(tuple(alone[first : first + columns])) for first in range(0, len(alone), columns))))
+    if members[""]:
+        found.append(Lane("", tuple(map(Row, _rows(members[""], columns)))))
     return found
+
+
+def _rows(names: Sequence[str], columns: int) -> list[tuple[str, ...]]:
+    """As few rows as do, all about as long."""
+    count = -(-len(names) // columns)
+    length = -(-len(names) // max(1, count))
+    return [tuple(names[first : first + length]) for first in range(0, len(names), max(1, length))]

@@ -106,7 +106,7 @@ class _Drawing:
                 rows = [names[first : first + columns] for first in range(0, len(names), columns)]
                 content = sum(max(self.heights[each] for each in row) + 2.5 * PITCH for row in rows) + PAD
                 height += max(content, height_of(self.headers[name].lines) if name else 0.0) + GAP
-            ratio = width / height / 1.5
+            ratio = max(width, _LEAST_WIDTH) / height / 1.5
             if max(ratio, 1 / ratio) < least:
                 best, least = columns, max(ratio, 1 / ratio)
         return best
@@ -118,7 +118,7 @@ class _Drawing:
         risers = self._risers()
         cards_left = left + self.header_width + PITCH * (1 + (max(risers.values()) + 1 if risers else 0)) + 4.0
         columns = max([1, *(len(row.names) for lane in self.lanes for row in lane.rows)])
-        right = max(cards_left + columns * (self.card_width + GAP) - GAP + PAD, _LEAST_WIDTH - MARGIN)
+        right = max(cards_left + columns * (self.card_width + GAP) - GAP + 2 * PAD, _LEAST_WIDTH - MARGIN)
         right = max(right, left + sum(uplink_box(uplink).width + GAP for uplink in self.scene.uplinks) + PAD)
         top = MARGIN + _OUTSIDE + 22.0
         y = self._top(top, left, right, routed, down)

@@ -100,7 +100,7 @@ class _Canvas:
         font = _font(round(shape.size * SCALE))
         colour = self._palette[shape.fill]
         # The font has one weight.
-        stroke = 0.4 * SCALE if shape.bold else 0.0
+        stroke = 0.25 * SCALE if shape.bold else 0.0
         pieces = _spelled(shape.text).split("→")
         arrow = shape.size * SCALE * 0.9
         x = shape.x * SCALE
@@ -139,12 +139,11 @@ def _disc(radius: int) -> Image.Image:
 
 
 def _spelled(text: str) -> str:
-    """In characters that the font has: letters without their accents, and a question mark for what has no such letter."""
-    if text.isascii():
-        return text
-    plain = (unicodedata.normalize("NFKD", character) if character not in "…→·" else character for character in text)
-    return "".join(
-        character if character in "…→·" else kept or ("?" if not character.isspace() else " ")
-        for character in text
-        for kept in ["".join(part for part in unicodedata.normalize("NFKD", character) if part.isascii())]
-    ) if plain else text
+    """In characters that the font has: letters without their accents, and a question mark for what is no such letter."""
+    return text if text.isascii() else "".join(map(_plain, text))
+
+
+def _plain(character: str) -> str:
+    if character.isascii() or character in "…→·":
+        return character
+    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
