@@ -14,7 +14,7 @@ from msgspec import Struct
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import Invalid
 from atoll.model import parse_publish
-from atoll.view import endpoint_view, namespace_view, network_view
+from atoll.view import endpoint_view, host_view, namespace_view, network_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -141,6 +141,10 @@ def _ports_view(engine: Engine, endpoint: Endpoint, body: PortsBody) -> dict[str
     return {"id": endpoint.id, "network": network.name, "namespace": endpoint.namespace, "ports": changed}
 
 
+def _host(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return host_view(engine)
+
+
 def _differences(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     return {"differences": _shown(engine.differences()), "errors": []}
 
@@ -188,6 +192,7 @@ ROUTES: Final[dict[tuple[str, str], Call]] = {
     ("POST", "/v1/namespaces/{namespace}/unpublish"): Call(
         PortsBody, _unpublish, lambda engine, where, body: engine.plan_unpublish(where["namespace"], body.ports, network=body.network)
     ),
+    ("GET", "/v1/host"): Call(NoBody, _host),
     ("GET", "/v1/doctor"): Call(NoBody, _differences),
     ("POST", "/v1/doctor"): Call(NoBody, _repair),
 }

@@ -74,10 +74,12 @@ def _box(kind: Kind, name: str, lines: list[Line], most: float, *, colour: int =
     """A box as wide as its lines need, up to `most`, by which they are shortened."""
     room = most - 2 * INSET
     fitted = [
-        line._replace(text=fit(line.text, room - line.indent, SIZES[line.style], bold=line.style == "title"), full=line.text) for line in lines
+        line._replace(text=fit(line.text, room - line.indent, SIZES[line.style], bold=line.style == "title"), full=line.text)
+        for line in lines
     ]
     wide = max([line.indent + measured(line) for line in fitted], default=0.0)
-    return Box(kind, name, 0.0, 0.0, min(most, max(_LEAST, wide + 2 * INSET)), height_of(fitted), tuple(fitted), colour, clean_lines(tooltip))
+    size = min(most, max(_LEAST, wide + 2 * INSET)), height_of(fitted)
+    return Box(kind, name, 0.0, 0.0, *size, tuple(fitted), colour, clean_lines(tooltip))
 
 
 def clean_lines(text: str) -> str:
@@ -111,7 +113,11 @@ def card(namespace: Namespace, scene: Scene) -> Box:
 
 def mapping(port: Port) -> str:
     """A published port as people read it; tcp goes without saying."""
-    return f"{port.outer} → {port.inner}" + (f"/{port.protocol}" if port.protocol != "tcp" else "")
+    return f"{port.outer} → {port.inner}{_protocol(port)}"
+
+
+def _protocol(port: Port) -> str:
+    return f"/{port.protocol}" if port.protocol != "tcp" else ""
 
 
 def _packed(words: list[str], most: float) -> list[str]:
@@ -160,7 +166,7 @@ def ports_panel(scene: Scene, room: float) -> Box | None:
         return None
     size = SIZES["port"]
     inner = room - 2 * INSET
-    words = [f"{port.outer} → {namespace.name}:{port.inner}" + (f"/{port.protocol}" if port.protocol != "tcp" else "") for port, namespace in published]
+    words = [f"{port.outer} → {namespace.name}:{port.inner}{_protocol(port)}" for port, namespace in published]
     shown = words[: _PANEL_ROWS * 12]
     column = min(inner, 230.0, max(width(word, size) for word in shown) + 18.0)
     columns = max(1, int(inner / column))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from atoll.graph.boxes import DOT, INSET, LINE, SIZES, baseline
-from atoll.graph.layout import NONE, PUBLISHED
-from atoll.graph.text import fit, width
+from atoll.graph.boxes import DOT, INSET, SIZES, baseline
+from atoll.graph.layout import HOST, NONE, PUBLISHED
+from atoll.graph.text import fit
 
 if TYPE_CHECKING:
     from atoll.graph.layout import Box, Layout, Wire
@@ -119,8 +119,8 @@ def draw(layout: Layout) -> Drawing:
     """Grounds first, then wires, then boxes over their ends."""
     groups = [Group((Rect(0.0, 0.0, layout.width, layout.height, "page"),))]
     for band in layout.bands:
-        fill, stroke = ("frame", "line") if band.colour == -1 else ("none" if band.colour == NONE else f"b{band.colour % COUNT}", "")
-        groups.append(Group((Rect(band.x, band.y, band.width, band.height, fill, stroke, 10.0),)))
+        fill = "frame" if band.colour == HOST else "none" if band.colour == NONE else f"b{band.colour % COUNT}"
+        groups.append(Group((Rect(band.x, band.y, band.width, band.height, fill, "line" if band.colour == HOST else "", 10.0),)))
     groups += [_wire(wire) for wire in layout.wires]
     groups += [_box(box) for box in layout.boxes]
     groups.append(_title(layout))
@@ -150,7 +150,9 @@ def _wire(wire: Wire) -> Group:
         shapes.append(Triangle(((x - 5.0, y - 8.0), (x + 5.0, y - 8.0), (x, y)), colour))
     shapes.insert(0, Path(points, colour))
     shapes += [Circle(x, y, 3.0, colour) for x, y in wire.dots]
-    tooltip = f"{wire.namespace} {wire.interface} on {wire.network}" if wire.namespace else f"network {wire.network}" if wire.network else ""
+    tooltip = (
+        f"{wire.namespace} {wire.interface} on {wire.network}" if wire.namespace else f"network {wire.network}" if wire.network else ""
+    )
     return Group(tuple(shapes), tooltip)
 
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from atoll.graph import arrange
-from atoll.graph.arrange import Lane, Row
 from atoll.graph.boxes import LINE, Box, Kind, Line, card, header, height_of, outside_bar, ports_panel, uplink_box
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from atoll.graph.arrange import Lane, Row
     from atoll.graph.scene import Network, Scene
 
 __all__ = ["Band", "Box", "Kind", "Layout", "Line", "Wire", "lay_out"]
@@ -33,14 +33,15 @@ PITCH: Final = 12.0
 _TITLE: Final = 30.0
 _OUTSIDE: Final = 34.0
 _LEAST_WIDTH: Final = 760.0
-#: Colours of wires that belong to no network.
-ROUTED: Final = -1
+_SCREEN: Final = (1000.0, 640.0)
+#: Colours of what belongs to no network: the host's own frame and wires, published ports, namespaces on none.
+HOST: Final = -1
 PUBLISHED: Final = -2
 NONE: Final = -3
 
 
 class Band(NamedTuple):
-    """A lane's background, or the host's frame (`colour` -1)."""
+    """A lane's background, or the host's frame."""
 
     x: float
     y: float
@@ -96,9 +97,9 @@ class _Drawing:
         self.lanes = arrange.lanes(self.scene, self.order, self._columns())
 
     def _columns(self) -> int:
-        """As many cards in a row as give a picture about half as wide again as it is high."""
+        """As many cards in a row as give a picture about half as wide again as it is high; what is smaller than a screen, flat."""
         members = arrange.homes(self.scene, self.order)
-        best, least = 1, float("inf")
+        best, least = 1, (float("inf"), 0.0)
         for columns in range(1, max([1, *map(len, members.values())]) + 1):
             width = self.header_width + 4 * PITCH + columns * (self.card_width + GAP) + 2 * (MARGIN + PAD)
             height = _OUTSIDE + 150.0
@@ -106,9 +107,9 @@ class _Drawing:
                 rows = [names[first : first + columns] for first in range(0, len(names), columns)]
                 content = sum(max(self.heights[each] for each in row) + 2.5 * PITCH for row in rows) + PAD
                 height += max(content, height_of(self.headers[name].lines) if name else 0.0) + GAP
-            ratio = max(width, _LEAST_WIDTH) / height / 1.5
-            if max(ratio, 1 / ratio) < least:
-                best, least = columns, max(ratio, 1 / ratio)
+            ratio = max(width, _SCREEN[0]) / max(height, _SCREEN[1]) / 1.55
+            if (round(max(ratio, 1 / ratio), 2), height) < least:
+                best, least = columns, (round(max(ratio, 1 / ratio), 2), height)
         return best
 
     def layout(self) -> Layout:
@@ -124,11 +125,9 @@ class _Drawing:
         y = self._top(top, left, right, routed, down)
         y = self._lanes(y, left, cards_left, right, risers)
         self._ways_out(left, routed, down)
-        self.bands.insert(0, Band(MARGIN, top, right - MARGIN, y - top, -1))
+        self.bands.insert(0, Band(MARGIN, top, right - MARGIN, y - top, HOST))
         self.boxes.append(outside_bar(self.scene, MARGIN, MARGIN, right - MARGIN, _OUTSIDE))
-        return Layout(
-            right + MARGIN, y + MARGIN, self.scene.host, tuple(self.bands), tuple(self.boxes), tuple(self.wires)
-        )
+        return Layout(right + MARGIN, y + MARGIN, self.scene.host, tuple(self.bands), tuple(self.boxes), tuple(self.wires))
 
     # --- the host's own row ---
 
@@ -146,7 +145,7 @@ class _Drawing:
             self.boxes.append(placed)
             self.uplinks[box.name] = placed
             middle = x + box.width / 2
-            self.wires.append(Wire(((middle, MARGIN + _OUTSIDE), (middle, y)), ROUTED))
+            self.wires.append(Wire(((middle, MARGIN + _OUTSIDE), (middle, y)), HOST))
             x += box.width + GAP
         if panel:
             self.boxes.append(panel._replace(x=x, y=y, height=height))
@@ -162,14 +161,13 @@ class _Drawing:
         x, y = MARGIN + PAD, self.channel + PITCH
         if routed:
             ends = [tops[network.name].y + LINE for network in routed]
-            ups = [box for box in self.uplinks.values() if any(uplink.addresses for uplink in self.scene.uplinks if uplink.interface == box.name)]
-            joints = [box.x + 18.0 for box in ups]
+            joints = [self.uplinks[uplink.interface].x + 18.0 for uplink in self.scene.uplinks if uplink.addresses]
             if joints:
-                self.wires += [Wire(((joint, self.channel), (joint, y)), ROUTED, dots=((joint, y),)) for joint in joints[:-1]]
-                self.wires.append(Wire(((joints[-1], self.channel), (joints[-1], y), (x, y), (x, ends[-1]), (left, ends[-1])), ROUTED))
+                self.wires += [Wire(((joint, self.channel), (joint, y)), HOST, dots=((joint, y),)) for joint in joints[:-1]]
+                self.wires.append(Wire(((joints[-1], self.channel), (joints[-1], y), (x, y), (x, ends[-1]), (left, ends[-1])), HOST))
             else:
-                self.wires.append(Wire(((x, MARGIN + _OUTSIDE), (x, ends[-1]), (left, ends[-1])), ROUTED))
-            self.wires += [Wire(((x, end), (left, end)), ROUTED, dots=((x, end),)) for end in ends[:-1]]
+                self.wires.append(Wire(((x, MARGIN + _OUTSIDE), (x, ends[-1]), (left, ends[-1])), HOST))
+            self.wires += [Wire(((x, end), (left, end)), HOST, dots=((x, end),)) for end in ends[:-1]]
             x, y = x + PITCH, y + PITCH
         taken: dict[str, int] = {}
         for network in down:

@@ -47,4 +47,4 @@ def _quoted(*lines: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    return f"#{ord(character)};" if character in "\"#&<>`*_\\;{}[]()|~$%" else character
+    return f"#{ord(character)};" if character in '"#&<>`*_\\;{}[]()|~$%' else character

@@ -100,7 +100,8 @@ def read(
         if name not in names:
             raise NotFound(f"no network {name!r}", "atoll network ls shows which there are")
     used = {end["network"] for namespace in namespaces for end in namespace["endpoints"]}
-    shown = [item for item in networks if (item["name"] in only if only else item["driver"] not in ("host", "none") or item["name"] in used)]
+    usual = {item["name"] for item in networks if item["driver"] not in ("host", "none")} | used
+    shown = [item for item in networks if item["name"] in (only or usual)]
     kept = [_network(view, colour) for colour, view in enumerate(shown)]
     places = {network.name for network in kept}
     inside = [_namespace(view, places) for view in namespaces]

@@ -17,14 +17,17 @@ def svg(drawing: Drawing, theme: Theme | None = None) -> str:
     """`theme` None: what the reader prefers."""
     parts = [_group(group) for group in drawing.groups]
     used = {name for group in drawing.groups for shape in group.shapes for name in _colours(shape)}
-    style = f"text{{font-family:{_FONTS};white-space:pre}}.w{{font-weight:600}}" + _rules(theme or "light", used)
+    style = f"text{{font-family:{_FONTS}}}.w{{font-weight:600}}.e{{text-anchor:end}}.l{{fill:none;stroke-linejoin:round}}" + _rules(
+        theme or "light", used
+    )
     if theme is None:
         style += f"@media(prefers-color-scheme:dark){{{_rules('dark', used)}}}"
     size = f"{_number(drawing.width)} {_number(drawing.height)}"
     wide, high = size.split()
     title = _escaped(clean(drawing.title))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{wide}" height="{high}" role="img" aria-labelledby="title">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{wide}" height="{high}" '
+        'xml:space="preserve" role="img" aria-labelledby="title">\n'
         f'<title id="title">{title}</title>\n<style>{style}</style>\n' + "".join(parts) + "</svg>\n"
     )
 
@@ -47,22 +50,25 @@ def _group(group: Group) -> str:
 
 def _shape(shape: Shape) -> str:
     if isinstance(shape, Rect):
-        names = f"f-{shape.fill}" + (f" s-{shape.stroke}" if shape.stroke else "")
-        radius = f' rx="{_number(shape.radius)}"' if shape.radius else ""
-        place = f'x="{_number(shape.x)}" y="{_number(shape.y)}" width="{_number(shape.width)}" height="{_number(shape.height)}"'
-        return f'<rect class="{names}" {place}{radius}/>'
+        stroke = f" s-{shape.stroke}" if shape.stroke else ""
+        size = _attributes(x=shape.x, y=shape.y, width=shape.width, height=shape.height, rx=shape.radius)
+        return f'<rect class="f-{shape.fill}{stroke}"{size}/>'
     if isinstance(shape, Path):
-        points = " ".join(f"{_number(x)},{_number(y)}" for x, y in shape.points)
-        return f'<polyline class="s-{shape.stroke}" fill="none" stroke-width="{_number(shape.thickness)}" stroke-linejoin="round" points="{points}"/>'
+        return f'<polyline class="s-{shape.stroke} l"{_attributes(stroke_width=shape.thickness)} points="{_points(shape.points)}"/>'
     if isinstance(shape, Circle):
-        return f'<circle class="f-{shape.fill}" cx="{_number(shape.x)}" cy="{_number(shape.y)}" r="{_number(shape.radius)}"/>'
+        return f'<circle class="f-{shape.fill}"{_attributes(cx=shape.x, cy=shape.y, r=shape.radius)}/>'
     if isinstance(shape, Text):
-        names = f"f-{shape.fill}" + (" w" if shape.bold else "")
-        anchor = ' text-anchor="end"' if shape.right else ""
-        place = f'x="{_number(shape.x)}" y="{_number(shape.y)}" font-size="{_number(shape.size)}"'
-        return f'<text class="{names}" {place}{anchor}>{_escaped(shape.text)}</text>'
-    points = " ".join(f"{_number(x)},{_number(y)}" for x, y in shape.points)
-    return f'<polygon class="f-{shape.fill}" points="{points}"/>'
+        names = f"f-{shape.fill}" + (" w" if shape.bold else "") + (" e" if shape.right else "")
+        return f'<text class="{names}"{_attributes(x=shape.x, y=shape.y, font_size=shape.size)}>{_escaped(shape.text)}</text>'
+    return f'<polygon class="f-{shape.fill}" points="{_points(shape.points)}"/>'
+
+
+def _attributes(**values: float) -> str:
+    return "".join(f' {name.replace("_", "-")}="{_number(value)}"' for name, value in values.items())
+
+
+def _points(points: tuple[tuple[float, float], ...]) -> str:
+    return " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
 
 
 def _escaped(text: str) -> str:

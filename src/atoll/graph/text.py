@@ -10,27 +10,33 @@ import unicodedata
 from functools import lru_cache
 from typing import Final
 
+
+def _table(numbers: str) -> bytes:
+    return bytes(map(int, numbers.split()))
+
+
 #: Hundredths of the font's size, for the characters from the space on.
-_REGULAR: Final = bytes(
-    [32, 40, 46, 84, 64, 95, 78, 27, 39, 39, 56, 84, 32, 36, 32, 34, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 34, 34, 84, 84, 84, 53]
-    + [100, 68, 69, 70, 77, 63, 58, 77, 75, 29, 54, 66, 58, 87, 75, 79, 60, 79, 69, 63, 61, 73, 68, 99, 69, 61, 69, 39, 34, 39, 84, 50]
-    + [50, 61, 63, 55, 63, 62, 35, 63, 63, 28, 28, 58, 28, 97, 63, 61, 63, 63, 41, 52, 39, 63, 59, 82, 59, 59, 52, 64, 34, 64, 84]
+_REGULAR: Final = _table(
+    "32 40 46 84 64 95 78 27 39 39 56 84 32 36 32 34 64 64 64 64 64 64 64 64 64 64 34 34 84 84 84 53 "
+    "100 68 69 70 77 63 58 77 75 29 54 66 58 87 75 79 60 79 69 63 61 73 68 99 69 61 69 39 34 39 84 50 "
+    "50 61 63 55 63 62 35 63 63 28 28 58 28 97 63 61 63 63 41 52 39 63 59 82 59 59 52 64 34 64 84"
 )
-_BOLD: Final = bytes(
-    [35, 46, 52, 84, 70, 100, 87, 31, 46, 46, 56, 84, 38, 42, 38, 37, 70, 70, 70, 70, 70, 70, 70, 70, 70, 70, 40, 40, 84, 84, 84, 58]
-    + [100, 77, 76, 73, 83, 68, 68, 82, 84, 37, 54, 77, 64, 100, 84, 85, 73, 85, 77, 72, 68, 81, 77, 110, 77, 72, 73, 46, 37, 46, 84, 50]
-    + [50, 67, 72, 59, 72, 68, 44, 72, 71, 34, 34, 67, 34, 104, 71, 69, 72, 72, 49, 60, 48, 71, 65, 92, 65, 65, 58, 71, 37, 71, 84]
+_BOLD: Final = _table(
+    "35 46 52 84 70 100 87 31 46 46 56 84 38 42 38 37 70 70 70 70 70 70 70 70 70 70 40 40 84 84 84 58 "
+    "100 77 76 73 83 68 68 82 84 37 54 77 64 100 84 85 73 85 77 72 68 81 77 110 77 72 73 46 37 46 84 50 "
+    "50 67 72 59 72 68 44 72 71 34 34 67 34 104 71 69 72 72 49 60 48 71 65 92 65 65 58 71 37 71 84"
 )
-_TABLES: Final = {bold: {chr(32 + place): width / 100 for place, width in enumerate(table)} for bold, table in ((False, _REGULAR), (True, _BOLD))}
-_DOT: Final = 0.4
-_OTHER: Final = 1.1
+_TABLES: Final = {False: _REGULAR, True: _BOLD}
+_DOT: Final = 40
+#: As wide as characters of East Asia and pictures are.
+_OTHER: Final = 140
 
 
 @lru_cache(maxsize=8192)
 def width(text: str, size: float, *, bold: bool = False) -> float:
     """At most how wide a line of text is, in the unit of `size`."""
     table = _TABLES[bold]
-    return size * sum(table.get(character, _DOT if character == "·" else _OTHER) for character in text)
+    return size * sum(table[ord(one) - 32] if " " <= one <= "~" else _DOT if one == "·" else _OTHER for one in text) / 100
 
 
 @lru_cache(maxsize=8192)
@@ -48,7 +54,7 @@ def fit(text: str, most: float, size: float, *, bold: bool = False) -> str:
 
 def clean(text: str) -> str:
     """What can't be shown (control characters, which a terminal would obey and XML doesn't take) is replaced."""
-    return text if text.isprintable() else "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return text if text.isprintable() else "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def columns(text: str) -> int:
