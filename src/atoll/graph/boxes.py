@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from atoll.graph.text import clean, fit, some, width
+from atoll.graph.text import fit, some, width
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,11 +79,7 @@ def _box(kind: Kind, name: str, lines: list[Line], most: float, *, colour: int =
     ]
     wide = max([line.indent + measured(line) for line in fitted], default=0.0)
     size = min(most, max(_LEAST, wide + 2 * INSET)), height_of(fitted)
-    return Box(kind, name, 0.0, 0.0, *size, tuple(fitted), colour, clean_lines(tooltip))
-
-
-def clean_lines(text: str) -> str:
-    return "\n".join(map(clean, text.split("\n")))
+    return Box(kind, name, 0.0, 0.0, *size, tuple(fitted), colour, tooltip)
 
 
 def card(namespace: Namespace, scene: Scene) -> Box:
@@ -179,9 +175,9 @@ def ports_panel(scene: Scene, room: float) -> Box | None:
     used = -(-len(fitting) // rows)
     wide = min(room, max(_LEAST, used * column + 2 * INSET))
     tooltip = "\n".join(["published ports", *some(words, 4 * _TOOLTIP_PORTS)])
-    return Box("ports", "", 0.0, 0.0, wide, height_of(lines), tuple(lines), tooltip=clean_lines(tooltip))
+    return Box("ports", "", 0.0, 0.0, wide, height_of(lines), tuple(lines), tooltip=tooltip)
 
 
 def outside_bar(scene: Scene, x: float, y: float, wide: float, high: float) -> Box:
     text = fit(f"outside  {scene.outside}".rstrip(), wide - 2 * INSET, SIZES["title"], bold=True)
-    return Box("outside", "", x, y, wide, high, (Line(text, "title", full=text),), tooltip=f"outside {clean(scene.outside)}".rstrip())
+    return Box("outside", "", x, y, wide, high, (Line(text, "title", full=text),), tooltip=f"outside {scene.outside}".rstrip())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from atoll.graph.drawing import PALETTES, Circle, Path, Rect, Text
-from atoll.graph.text import clean
+from atoll.graph.text import clean, clean_lines
 
 if TYPE_CHECKING:
     from atoll.graph.drawing import Drawing, Group, Shape, Theme
@@ -45,7 +45,7 @@ def _colours(shape: Shape) -> tuple[str, ...]:
 
 def _group(group: Group) -> str:
     inner = "".join(map(_shape, group.shapes))
-    return f"<g><title>{_escaped(group.tooltip)}</title>{inner}</g>\n" if group.tooltip else f"{inner}\n"
+    return f"<g><title>{_escaped(clean_lines(group.tooltip))}</title>{inner}</g>\n" if group.tooltip else f"{inner}\n"
 
 
 def _shape(shape: Shape) -> str:

@@ -57,6 +57,11 @@ def clean(text: str) -> str:
     return text if text.isprintable() else "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
+def clean_lines(text: str) -> str:
+    """The same for text of several lines."""
+    return "\n".join(map(clean, text.split("\n")))
+
+
 def columns(text: str) -> int:
     """How many columns of a terminal text takes."""
     if text.isascii():
