@@ -43,7 +43,8 @@ ENDS: Final = (
 SUBNETS: Final = tuple(Subnet(address, gateway) for address in FOUR + SIX for gateway in ("", address))
 
 words = st.one_of(
-    st.sampled_from(["r1", "W" * 63, "a b & <c>", "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 40, "\x1b[31m\x00\ud800"]), st.text(max_size=8)
+    st.sampled_from(["r1", "W" * 63, "a b & <c>", "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 40, "\x1b[31m\x00\ud800"]),
+    st.text(min_size=1, max_size=8),
 )
 uplinks = st.builds(Uplink, words, st.sampled_from([(), FOUR[:1], FOUR + SIX * 2]))
 networks = st.tuples(

@@ -30,6 +30,7 @@ _MOST_ADDRESSES: Final = 3
 _MOST_PORT_LINES: Final = 2
 _PANEL_ROWS: Final = 4
 _TOOLTIP_PORTS: Final = 40
+_PUBLISHED: Final = "published ports"
 
 
 class Line(NamedTuple):
@@ -158,7 +159,8 @@ def uplink_box(uplink: Uplink) -> Box:
 def ports_panel(scene: Scene, room: float) -> Box | None:
     """What is published, in columns; as much as has room."""
     published = scene.published()
-    if not published or room < _LEAST:
+    least = width(_PUBLISHED, SIZES["title"], bold=True) + 2 * INSET
+    if not published or room < least:
         return None
     size = SIZES["port"]
     inner = room - 2 * INSET
@@ -168,13 +170,13 @@ def ports_panel(scene: Scene, room: float) -> Box | None:
     columns = max(1, int(inner / column))
     fitting = some(words, columns * _PANEL_ROWS)
     rows = min(_PANEL_ROWS, len(fitting))
-    lines = [Line("published ports", "title", row=0, full="published ports")]
+    lines = [Line(_PUBLISHED, "title", row=0, full=_PUBLISHED)]
     for place, word in enumerate(fitting):
         x = column * (place // rows)
         lines.append(Line(fit(word, column - 12.0, size), "port", x=x, row=1 + place % rows, full=word))
     used = -(-len(fitting) // rows)
-    wide = min(room, max(_LEAST, used * column + 2 * INSET))
-    tooltip = "\n".join(["published ports", *some(words, 4 * _TOOLTIP_PORTS)])
+    wide = min(room, max(least, used * column + 2 * INSET))
+    tooltip = "\n".join([_PUBLISHED, *some(words, 4 * _TOOLTIP_PORTS)])
     return Box("ports", "", 0.0, 0.0, wide, height_of(lines), tuple(lines), tooltip=tooltip)
 
 
