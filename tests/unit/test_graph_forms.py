@@ -32,11 +32,21 @@ NETWORKS: Final = [
     {"name": "host", "driver": "host", "subnets": [], "endpoints": []},
     {"name": "none", "driver": "none", "subnets": [], "endpoints": []},
     {
-        "name": "web", "driver": "bridge", "internal": False, "icc": True, "guard": True, "nat": "masquerade",
+        "name": "web",
+        "driver": "bridge",
+        "internal": False,
+        "icc": True,
+        "guard": True,
+        "nat": "masquerade",
         "subnets": [{"subnet": "10.1.0.0/24", "gateway": "10.1.0.1"}, {"subnet": "fd00:1::/64", "gateway": "fd00:1::1"}],
     },
     {
-        "name": "db", "driver": "bridge", "internal": True, "icc": False, "guard": True, "nat": "masquerade",
+        "name": "db",
+        "driver": "bridge",
+        "internal": True,
+        "icc": False,
+        "guard": True,
+        "nat": "masquerade",
         "subnets": [{"subnet": "10.2.0.0/24", "gateway": "10.2.0.1"}],
     },
     {"name": "lan", "driver": "macvlan", "parent": "eth1", "mode": "bridge", "subnets": [{"subnet": "192.0.2.0/24"}]},
@@ -44,7 +54,8 @@ NETWORKS: Final = [
 ]
 NAMESPACES: Final = [
     {
-        "name": "r1", "source": "pid:4711",
+        "name": "r1",
+        "source": "pid:4711",
         "endpoints": [
             {
                 "network": "web",
@@ -111,29 +122,32 @@ def drawing() -> Drawing:
 
 
 def test_a_scene_says_what_the_api_says() -> None:
-    assert Scene(
-        host="here",
-        uplinks=(Uplink("eth0", ("192.0.2.1/24",)), Uplink("eth1")),
-        networks=(
-            Network("web", "bridge", 0, (Subnet("10.1.0.0/24", "10.1.0.1"), Subnet("fd00:1::/64", "fd00:1::1")), "masquerade"),
-            Network("db", "bridge", 1, (Subnet("10.2.0.0/24", "10.2.0.1"),), "", "", ("internal", "no-icc")),
-            Network("lan", "macvlan", 2, (Subnet("192.0.2.0/24"),), "on eth1", "eth1", ("mode bridge",)),
-            Network("far", "bridge", 3, (Subnet("10.3.0.0/24"),), "snat 192.0.2.7"),
-        ),
-        namespaces=(
-            Namespace(
-                "r1",
-                "pid:4711",
-                (
-                    Endpoint("web", "eth0", ("10.1.0.2", "fd00:1::2"), ("shop",), (Port("8080", "80", "tcp"),)),
-                    Endpoint("db", "eth1", ("10.2.0.2",), (), (Port("[::1]:53", "5353", "udp"),)),
-                ),
+    assert (
+        Scene(
+            host="here",
+            uplinks=(Uplink("eth0", ("192.0.2.1/24",)), Uplink("eth1")),
+            networks=(
+                Network("web", "bridge", 0, (Subnet("10.1.0.0/24", "10.1.0.1"), Subnet("fd00:1::/64", "fd00:1::1")), "masquerade"),
+                Network("db", "bridge", 1, (Subnet("10.2.0.0/24", "10.2.0.1"),), "", "", ("internal", "no-icc")),
+                Network("lan", "macvlan", 2, (Subnet("192.0.2.0/24"),), "on eth1", "eth1", ("mode bridge",)),
+                Network("far", "bridge", 3, (Subnet("10.3.0.0/24"),), "snat 192.0.2.7"),
             ),
-            Namespace("r2", "", (Endpoint("lan", "eth0", ("192.0.2.9",)),)),
-            Namespace("r3", "sleep 60"),
-        ),
-        outside="192.0.2.2",
-    ) == SCENE
+            namespaces=(
+                Namespace(
+                    "r1",
+                    "pid:4711",
+                    (
+                        Endpoint("web", "eth0", ("10.1.0.2", "fd00:1::2"), ("shop",), (Port("8080", "80", "tcp"),)),
+                        Endpoint("db", "eth1", ("10.2.0.2",), (), (Port("[::1]:53", "5353", "udp"),)),
+                    ),
+                ),
+                Namespace("r2", "", (Endpoint("lan", "eth0", ("192.0.2.9",)),)),
+                Namespace("r3", "sleep 60"),
+            ),
+            outside="192.0.2.2",
+        )
+        == SCENE
+    )
     assert [str(port) for port, _ in SCENE.published()] == ["[::1]:53:5353/udp", "8080:80/tcp"]
 
 
@@ -148,7 +162,10 @@ def test_a_part_of_it_has_the_networks_named_and_who_is_on_them() -> None:
 def test_json_is_the_scene() -> None:
     shown = json.loads(json.dumps(SCENE.json()))
     assert shown["namespaces"][0]["endpoints"][0] == {
-        "network": "web", "interface": "eth0", "addresses": ["10.1.0.2", "fd00:1::2"], "aliases": ["shop"],
+        "network": "web",
+        "interface": "eth0",
+        "addresses": ["10.1.0.2", "fd00:1::2"],
+        "aliases": ["shop"],
         "ports": [{"outer": "8080", "inner": "80", "protocol": "tcp"}],
     }
     assert set(shown) == {"host", "uplinks", "networks", "namespaces", "outside"}
