@@ -212,11 +212,12 @@ def test_any_drawing_for_a_terminal_is_as_wide_as_the_terminal_and_sends_it_noth
         assert line.isprintable(), line
 
 
-@given(st.text(max_size=80), st.floats(20, 300), st.booleans())
-def test_shortened_text_fits_and_is_the_beginning_of_the_text(text: str, most: float, bold: bool) -> None:
-    shown = fit(text, most, 11.0, bold=bold)
+@given(st.text(max_size=80), st.floats(20, 300), st.booleans(), st.booleans())
+def test_shortened_text_fits_and_is_what_the_text_begins_and_ends_with(text: str, most: float, bold: bool, middle: bool) -> None:
+    shown = fit(text, most, 11.0, bold=bold, middle=middle)
     assert width(shown, 11.0, bold=bold) <= most
     assert shown.isprintable()
     if text.isprintable() and shown != text:
-        assert shown.endswith("…")
-        assert text.startswith(shown[:-1])
+        beginning, _, end = shown.rpartition("…") if middle else (shown[:-1], shown[-1], "")
+        assert text.startswith(beginning)
+        assert text.endswith(end)

@@ -30,7 +30,7 @@ class Lane(NamedTuple):
 
 def order(scene: Scene) -> list[Network]:
     """The networks so that those which share namespaces are near each other: from each as the first, always the one next that shares
-    most with those just before; the best of these."""
+    most with those just before; the best of these, the way round that has what is published near the top."""
     shared: dict[tuple[str, str], int] = {}
     for item in scene.namespaces:
         for one, other in combinations(sorted({end.network for end in item.endpoints}), 2):
@@ -40,7 +40,12 @@ def order(scene: Scene) -> list[Network]:
         return list(scene.networks)
     # Trying all of very many would take longer than it helps.
     starts = list(by_name) if len(by_name) <= 16 else list(by_name)[:1]
-    best = min((_chain(start, list(by_name), shared) for start in starts), key=lambda chain: _stretch(chain, shared))
+    publishing = {end.network for item in scene.namespaces for end in item.endpoints if end.ports}
+    chains = [_chain(start, list(by_name), shared) for start in starts]
+    best = min(
+        (one for chain in chains for one in (chain, chain[::-1])),
+        key=lambda chain: (_stretch(chain, shared), sum(place for place, name in enumerate(chain) if name in publishing)),
+    )
     return [by_name[name] for name in best]
 
 

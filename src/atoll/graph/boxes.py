@@ -74,13 +74,15 @@ def measured(line: Line) -> float:
 def _box(kind: Kind, name: str, lines: list[Line], most: float, *, colour: int = -1, tooltip: str = "") -> Box:
     """A box as wide as its lines need, up to `most`, by which they are shortened."""
     room = most - 2 * INSET
-    fitted = [
-        line._replace(text=fit(line.text, room - line.indent, SIZES[line.style], bold=line.style == "title"), full=line.text)
-        for line in lines
-    ]
+    fitted = [line._replace(text=_fitted(line, room - line.indent), full=line.text) for line in lines]
     wide = max([line.indent + measured(line) for line in fitted], default=0.0)
     size = min(most, max(_LEAST, wide + 2 * INSET)), height_of(fitted)
     return Box(kind, name, 0.0, 0.0, *size, tuple(fitted), colour, tooltip)
+
+
+def _fitted(line: Line, room: float) -> str:
+    is_name = line.style == "title"
+    return fit(line.text, room, SIZES[line.style], bold=is_name, middle=is_name)
 
 
 def card(namespace: Namespace, scene: Scene) -> Box:
@@ -169,7 +171,7 @@ def ports_panel(scene: Scene, room: float) -> Box | None:
     column = min(inner, 230.0, max(width(word, size) for word in shown) + 18.0)
     columns = max(1, int(inner / column))
     fitting = some(words, columns * _PANEL_ROWS)
-    rows = min(_PANEL_ROWS, len(fitting))
+    rows = -(-len(fitting) // -(-len(fitting) // _PANEL_ROWS))
     lines = [Line(_PUBLISHED, "title", row=0, full=_PUBLISHED)]
     for place, word in enumerate(fitting):
         x = column * (place // rows)

@@ -29,10 +29,11 @@ _COLOURS: Final = tuple(f"\x1b[{number}m" for number in (34, 33, 36, 35, 31, 94,
 
 
 class Piece(NamedTuple):
-    """Text in one colour; `code` is the terminal's sequence for it, empty for none."""
+    """Text in one colour; `code` is the terminal's sequence for it, empty for none. `middle`: it may be shortened there."""
 
     text: str
     code: str = ""
+    middle: bool = False
 
 
 def lines(scene: Scene, width: int = 80, *, colour: bool = False) -> list[str]:
@@ -135,7 +136,7 @@ def _padded(pieces: Sequence[Piece], size: int) -> list[Piece]:
     found: list[Piece] = []
     left = size
     for piece in pieces:
-        text = fit_columns(piece.text, left)
+        text = fit_columns(piece.text, left, middle=piece.middle)
         found.append(piece._replace(text=text))
         left -= columns(text)
         if text != clean(piece.text):
@@ -144,7 +145,7 @@ def _padded(pieces: Sequence[Piece], size: int) -> list[Piece]:
 
 
 def _body(namespace: Namespace, network: str, codes: dict[str, str]) -> list[list[Piece]]:
-    found = [[Piece(namespace.name, _BOLD)]]
+    found = [[Piece(namespace.name, _BOLD, middle=True)]]
     if namespace.about:
         found.append([Piece(namespace.about, _DIM)])
     for end in namespace.endpoints:

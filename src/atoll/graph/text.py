@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _table(numbers: str) -> bytes:
@@ -40,16 +43,31 @@ def width(text: str, size: float, *, bold: bool = False) -> float:
 
 
 @lru_cache(maxsize=8192)
-def fit(text: str, most: float, size: float, *, bold: bool = False) -> str:
-    """Text that is at most so wide: itself, or its beginning and an ellipsis."""
-    text = clean(text)
-    if width(text, size, bold=bold) <= most:
+def fit(text: str, most: float, size: float, *, bold: bool = False, middle: bool = False) -> str:
+    """Text that is at most so wide: itself, or its beginning and an ellipsis; with `middle` its end, too, by which many names differ."""
+    return _shortened(clean(text), most, lambda part: width(part, size, bold=bold), middle)
+
+
+def fit_columns(text: str, most: int, *, middle: bool = False) -> str:
+    """The same for a number of columns of a terminal."""
+    return _shortened(clean(text), most, columns, middle)
+
+
+def _shortened(text: str, most: float, measure: Callable[[str], float], middle: bool) -> str:
+    if measure(text) <= most:
         return text
-    room = most - width("…", size, bold=bold)
+    room = most - measure("…")
+    if room < 0:
+        return ""
+    kept = _beginning(text[::-1], room / 3, measure)[::-1].lstrip() if middle else ""
+    return _beginning(text, room - measure(kept), measure).rstrip() + "…" + kept
+
+
+def _beginning(text: str, room: float, measure: Callable[[str], float]) -> str:
     end = 0
-    while end < len(text) and (room := room - width(text[end], size, bold=bold)) >= 0:
+    while end < len(text) and (room := room - measure(text[end])) >= 0:
         end += 1
-    return text[:end].rstrip() + "…"
+    return text[:end]
 
 
 def clean(text: str) -> str:
@@ -67,18 +85,6 @@ def columns(text: str) -> int:
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def fit_columns(text: str, most: int) -> str:
-    """Text that takes at most so many columns of a terminal."""
-    text = clean(text)
-    if columns(text) <= most:
-        return text
-    room = most - 1
-    end = 0
-    while end < len(text) and (room := room - columns(text[end])) >= 0:
-        end += 1
-    return text[:end].rstrip() + "…" if most > 0 else ""
 
 
 def some(words: list[str], most: int) -> list[str]:
