@@ -9,10 +9,10 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
@@ -28,7 +28,10 @@ from atoll.graph.svg import svg
 from atoll.graph.terminal import lines
 from atoll.graph.text import width
 
-NETWORKS: Final = [
+if TYPE_CHECKING:
+    from atoll.graph.drawing import Theme
+
+NETWORKS: Final[list[dict[str, Any]]] = [
     {"name": "host", "driver": "host", "subnets": [], "endpoints": []},
     {"name": "none", "driver": "none", "subnets": [], "endpoints": []},
     {
@@ -52,7 +55,7 @@ NETWORKS: Final = [
     {"name": "lan", "driver": "macvlan", "parent": "eth1", "mode": "bridge", "subnets": [{"subnet": "192.0.2.0/24"}]},
     {"name": "far", "driver": "bridge", "nat": "snat", "snat": ["192.0.2.7"], "subnets": [{"subnet": "10.3.0.0/24"}]},
 ]
-NAMESPACES: Final = [
+NAMESPACES: Final[list[dict[str, Any]]] = [
     {
         "name": "r1",
         "source": "pid:4711",
@@ -200,14 +203,15 @@ def test_another_program_draws_the_svg_as_the_png_is() -> None:
 
 
 def test_png_has_the_colours_of_its_theme_and_is_the_same_each_time() -> None:
-    for theme in ("light", "dark"):
-        data = png(drawing(), theme)  # type: ignore[arg-type]
-        assert data == png(drawing(), theme)  # type: ignore[arg-type]
+    themes: tuple[Theme, ...] = ("light", "dark")
+    for theme in themes:
+        data = png(drawing(), theme)
+        assert data == png(drawing(), theme)
         image = Image.open(io.BytesIO(data))
         assert image.size == (round(drawing().width * SCALE), round(drawing().height * SCALE))
         counted = {colour for _, colour in image.getcolors(1 << 20) or []}
         for name in ("page", "card", "n0", "n1", "port"):
-            wanted = PALETTES[theme][name]  # type: ignore[index]
+            wanted = PALETTES[theme][name]
             assert tuple(int(wanted[at : at + 2], 16) for at in (1, 3, 5)) in counted, name
 
 
@@ -245,6 +249,7 @@ def test_dot_has_all_of_it() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.text(max_size=60))
+@example('"]; x [label="\\N &amp; &lt;b&gt; \\n')
 def test_graphviz_takes_any_name_and_shows_it(name: str) -> None:
     if shutil.which("dot") is None:
         pytest.skip("graphviz is not installed")

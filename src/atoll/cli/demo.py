@@ -201,7 +201,7 @@ class Story:
         engine = self._engine
         networks = [network_view(engine, network) for network in engine.networks()]
         namespaces = [namespace_view(engine, namespace) for namespace in engine.namespaces()]
-        return scene.read(networks, namespaces, host_view(engine) | {"hostname": "here"}, outside=_OUTSIDE)
+        return scene.read(networks, namespaces, host_view(engine) | {"hostname": "demo"}, outside=_OUTSIDE)
 
     def _step(self, words: str) -> None:
         self._number += 1

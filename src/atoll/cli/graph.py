@@ -21,13 +21,14 @@ _WIDTH: Final = 80
 
 @click.command()
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="By default what FILE ends with, else text, for the terminal.")
-@click.option("-o", "--output", "file", type=click.Path(dir_okay=False), metavar="FILE", help="Write to this file.")
+@click.option("-o", "--output", "file", type=click.Path(dir_okay=False), metavar="FILE", help="Write to this file; - is standard output.")
 @click.option(
     "--network", "only", multiple=True, metavar="NETWORK", shell_complete=output.complete_networks, help="Only this one; may be repeated."
 )
 @click.option("--theme", type=click.Choice(["light", "dark"]), help="For SVG by default what its reader prefers, for PNG light.")
 def graph(form: str | None, file: str | None, only: tuple[str, ...], theme: str | None) -> None:
     """Draw networks, namespaces, published ports and the ways out."""
+    file = None if file == "-" else file
     form = form or _form_of(file)
     if form == "png" and file is None and sys.stdout.isatty():
         raise Invalid("a terminal can't show PNG", "name a file: -o FILE.png")

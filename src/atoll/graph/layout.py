@@ -93,7 +93,7 @@ class _Drawing:
         self.bands: list[Band] = []
         self.wires: list[Wire] = []
         slots = max([len(namespace.endpoints) for namespace in scene.namespaces], default=1)
-        self.slot = min(22.0, (self.card_width - 36.0) / max(1, 2 * slots - 1))
+        self.slot = min(44.0, (self.card_width - 36.0) / max(1, slots))
         self.lanes = arrange.lanes(self.scene, self.order, self._columns())
 
     def _columns(self) -> int:
@@ -257,14 +257,12 @@ class _Drawing:
         for place, name in enumerate(row.names):
             x = cards_left + place * (self.card_width + GAP)
             self.boxes.append(self.cards[name]._replace(x=x, y=top, width=self.card_width, height=height))
-            above = below = 0
+            above = 0
             for end in sorted(self.endpoints[name], key=lambda end: (end.network != lane.network, end.network)):
                 if end.network in row.below:
-                    at = x + self.card_width - 18.0 - self.slot * 2 * below
-                    pending.append((end.network, name, end.interface, at, top + height))
-                    below += 1
+                    pending.append((end.network, name, end.interface, x + self.card_width - 18.0, top + height))
                 else:
-                    stub(end.network, name, end.interface, x + 18.0 + self.slot * 2 * above, top)
+                    stub(end.network, name, end.interface, x + 18.0 + self.slot * above, top)
                     above += 1
         for name in names:
             if stubs[name]:

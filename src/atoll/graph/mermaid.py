@@ -4,41 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from atoll.graph.boxes import mapping
-from atoll.graph.drawing import COUNT, PALETTES
-from atoll.graph.text import clean, some
+from atoll.graph.nodes import edges, nodes
+from atoll.graph.text import clean
 
 if TYPE_CHECKING:
+    from atoll.graph.nodes import Edge, Node
     from atoll.graph.scene import Scene
 
-_MOST_PORTS: Final = 6
+#: The brackets that make a node's shape.
+_SHAPES: Final = {"outside": ("([", "])"), "uplink": ("[", "]"), "network": ("{{", "}}"), "namespace": ("[", "]")}
 
 
 def mermaid(scene: Scene) -> str:
-    lines = ["flowchart TB", f"  outside([{_quoted('outside', scene.outside)}])", f"  subgraph host[{_quoted('host ' + scene.host)}]"]
-    uplinks = {uplink.interface: f"u{place}" for place, uplink in enumerate(scene.uplinks)}
-    networks = {network.name: f"n{place}" for place, network in enumerate(scene.networks)}
-    lines += [f"    {uplinks[uplink.interface]}[{_quoted(uplink.interface, *uplink.addresses)}]" for uplink in scene.uplinks]
-    for network in scene.networks:
-        words = (network.name, " ".join([network.driver, *network.options]), *(subnet.subnet for subnet in network.subnets))
-        lines.append(f"    {networks[network.name]}{{{{{_quoted(*words)}}}}}")
-    for place, namespace in enumerate(scene.namespaces):
-        ports = some([mapping(port) for end in namespace.endpoints for port in end.ports], _MOST_PORTS)
-        lines.append(f"    s{place}[{_quoted(namespace.name, namespace.about, *ports)}]")
-    lines.append("  end")
-    lines += [f"  outside --- {name}" for name in uplinks.values()]
-    routed = [uplinks[uplink.interface] for uplink in scene.uplinks if uplink.addresses] or ["outside"]
-    for network in scene.networks:
-        if network.parent:
-            lines.append(f"  {uplinks[network.parent]} --- {networks[network.name]}")
-        elif network.out:
-            lines += [f"  {up} -. {_quoted(network.out)} .- {networks[network.name]}" for up in routed]
-    for place, namespace in enumerate(scene.namespaces):
-        lines += [f"  {networks[end.network]} -- {_quoted(end.interface, *end.addresses)} --- s{place}" for end in namespace.endpoints]
-    for network in scene.networks:
-        colour = PALETTES["light"][f"n{network.colour % COUNT}"]
-        lines.append(f"  style {networks[network.name]} stroke:{colour},stroke-width:2px")
-    return "\n".join([*lines, ""])
+    outside, *inside = nodes(scene)
+    lines = [
+        "flowchart TB",
+        f"  {_node(outside)}",
+        f"  subgraph host[{_quoted(f'host {scene.host}')}]",
+        *(f"    {_node(node)}" for node in inside),
+        "  end",
+        *(f"  {_edge(edge)}" for edge in edges(scene)),
+        *(f"  style {node.id} stroke:{node.colour},stroke-width:2px" for node in inside if node.colour),
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _node(node: Node) -> str:
+    left, right = _SHAPES[node.kind]
+    return f"{node.id}{left}{_quoted(*node.words)}{right}"
+
+
+def _edge(edge: Edge) -> str:
+    left, right = ("-.", ".-") if edge.is_nat else ("--", "---")
+    return f"{edge.one} {left} {_quoted(*edge.words)} {right} {edge.other}" if edge.words else f"{edge.one} --- {edge.other}"
 
 
 def _quoted(*lines: str) -> str:
