@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.graph.boxes import INSET, baseline, measured
+from atoll.graph.boxes import INSET, Box, baseline, measured
 from atoll.graph.drawing import Text, draw
 from atoll.graph.layout import Layout, lay_out
 from atoll.graph.scene import Endpoint, Namespace, Network, Port, Scene, Subnet, Uplink
@@ -19,7 +19,7 @@ from atoll.graph.text import clean_lines, columns, fit, width
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from atoll.graph.layout import Box, Wire
+    from atoll.graph.layout import Wire
 
 Segment = tuple[float, float, float, float]
 
@@ -118,6 +118,7 @@ def test_any_picture_is_readable(scene: Scene) -> None:
     assert layout == lay_out(scene)
     boxes_are_apart_and_hold_their_text(layout)
     no_wire_crosses_a_box(layout)
+    no_wire_crosses_the_name_of_the_host(layout)
     wires_of_different_networks_only_cross(layout)
     every_endpoint_is_joined_to_its_network(scene, layout)
 
@@ -139,6 +140,14 @@ def no_wire_crosses_a_box(layout: Layout) -> None:
         for segment in segments(wire):
             crossed = [box for box in layout.boxes if enters(segment, box)]
             assert not crossed, (wire, crossed)
+
+
+def no_wire_crosses_the_name_of_the_host(layout: Layout) -> None:
+    (title,) = (shape for group in draw(layout).groups for shape in group.shapes if isinstance(shape, Text) and shape.right)
+    left = title.x - width(title.text, title.size, bold=title.bold)
+    place = Box("outside", "", left, title.y - title.size, title.x - left, title.size, ())
+    assert left >= layout.bands[0].x
+    assert not [wire for wire in layout.wires for segment in segments(wire) if enters(segment, place)]
 
 
 def wires_of_different_networks_only_cross(layout: Layout) -> None:

@@ -34,7 +34,8 @@ _PUBLISHED: Final = "published ports"
 
 
 class Line(NamedTuple):
-    """A line of text in a box, `indent` from the inset. With a `dot` of that colour before it; -1 is none. `x` is for columns."""
+    """A line of text in a box, `indent` from the inset, with a `dot` of that colour before it (-1: none). Where lines are in columns,
+    `x` is the column's and `row` the line's in it; else lines are below each other."""
 
     text: str
     style: Style
@@ -42,7 +43,6 @@ class Line(NamedTuple):
     dot: int = -1
     x: float = 0.0
     row: int = -1
-    full: str = ""
 
 
 class Box(NamedTuple):
@@ -74,7 +74,7 @@ def measured(line: Line) -> float:
 def _box(kind: Kind, name: str, lines: list[Line], most: float, *, colour: int = -1, tooltip: str = "") -> Box:
     """A box as wide as its lines need, up to `most`, by which they are shortened."""
     room = most - 2 * INSET
-    fitted = [line._replace(text=_fitted(line, room - line.indent), full=line.text) for line in lines]
+    fitted = [line._replace(text=_fitted(line, room - line.indent)) for line in lines]
     wide = max([line.indent + measured(line) for line in fitted], default=0.0)
     size = min(most, max(_LEAST, wide + 2 * INSET)), height_of(fitted)
     return Box(kind, name, 0.0, 0.0, *size, tuple(fitted), colour, tooltip)
@@ -137,9 +137,8 @@ def _packed(words: list[str], most: float) -> list[str]:
 
 
 def header(network: Network) -> Box:
-    kind = " ".join([network.driver, *([network.out] if network.out else []), *network.options])
     lines = [Line(network.name, "title"), Line(" · ".join([network.driver, *network.options]), "plain")]
-    told = [f"network {network.name}", kind]
+    told = [f"network {network.name}", " ".join([network.driver, *network.options, network.out])]
     if network.out:
         lines.append(Line(network.out, "muted"))
     for subnet in network.subnets[:_MOST_ADDRESSES]:
@@ -172,10 +171,10 @@ def ports_panel(scene: Scene, room: float) -> Box | None:
     columns = max(1, int(inner / column))
     fitting = some(words, columns * _PANEL_ROWS)
     rows = -(-len(fitting) // -(-len(fitting) // _PANEL_ROWS))
-    lines = [Line(_PUBLISHED, "title", row=0, full=_PUBLISHED)]
+    lines = [Line(_PUBLISHED, "title", row=0)]
     for place, word in enumerate(fitting):
         x = column * (place // rows)
-        lines.append(Line(fit(word, column - 12.0, size), "port", x=x, row=1 + place % rows, full=word))
+        lines.append(Line(fit(word, column - 12.0, size), "port", x=x, row=1 + place % rows))
     used = -(-len(fitting) // rows)
     wide = min(room, max(least, used * column + 2 * INSET))
     tooltip = "\n".join([_PUBLISHED, *some(words, 4 * _TOOLTIP_PORTS)])
@@ -184,4 +183,4 @@ def ports_panel(scene: Scene, room: float) -> Box | None:
 
 def outside_bar(scene: Scene, x: float, y: float, wide: float, high: float) -> Box:
     text = fit(f"outside  {scene.outside}".rstrip(), wide - 2 * INSET, SIZES["title"], bold=True)
-    return Box("outside", "", x, y, wide, high, (Line(text, "title", full=text),), tooltip=f"outside {scene.outside}".rstrip())
+    return Box("outside", "", x, y, wide, high, (Line(text, "title"),), tooltip=f"outside {scene.outside}".rstrip())

@@ -17,7 +17,7 @@ def dot(scene: Scene) -> str:
     outside, *inside = nodes(scene)
     lines = [
         "graph atoll {",
-        '  graph [fontname="Helvetica", rankdir=TB, ranksep=0.8]',
+        '  graph [fontname="Helvetica", rankdir=LR, ranksep=1.2]',
         '  node [fontname="Helvetica", fontsize=11, shape=box, style="rounded,filled", fillcolor=white, color="#afb8c1"]',
         '  edge [fontname="Helvetica", fontsize=9]',
         f"  {_node(outside)}",

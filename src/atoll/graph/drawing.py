@@ -9,7 +9,8 @@ from atoll.graph.layout import HOST, NONE, PUBLISHED
 from atoll.graph.text import fit
 
 if TYPE_CHECKING:
-    from atoll.graph.layout import Box, Layout, Wire
+    from atoll.graph.boxes import Box
+    from atoll.graph.layout import Layout, Wire
 
 Theme = Literal["light", "dark"]
 

@@ -15,15 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from atoll.graph import arrange
-from atoll.graph.boxes import LINE, Box, Kind, Line, card, header, height_of, outside_bar, ports_panel, uplink_box
+from atoll.graph.boxes import LINE, Box, Line, card, header, height_of, outside_bar, ports_panel, uplink_box
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from atoll.graph.arrange import Lane, Row
-    from atoll.graph.scene import Network, Scene
-
-__all__ = ["Band", "Box", "Kind", "Layout", "Line", "Wire", "lay_out"]
+    from atoll.graph.scene import Endpoint, Network, Scene
 
 MARGIN: Final = 20.0
 PAD: Final = 14.0
@@ -33,7 +31,9 @@ PITCH: Final = 12.0
 _TITLE: Final = 30.0
 _OUTSIDE: Final = 34.0
 _LEAST_WIDTH: Final = 760.0
+#: What fits on any screen, and the width for a height of 1 that larger pictures should have.
 _SCREEN: Final = (1000.0, 640.0)
+_SHAPE: Final = 1.55
 #: Colours of what belongs to no network: the host's own frame and wires, published ports, namespaces on none.
 HOST: Final = -1
 PUBLISHED: Final = -2
@@ -63,6 +63,24 @@ class Wire(NamedTuple):
     arrow: bool = False
 
 
+class Stub(NamedTuple):
+    """An endpoint's wire, of which the card's end is known: `x`, and `y` of the card's edge."""
+
+    network: str
+    namespace: str
+    interface: str
+    x: float
+    y: float
+
+
+class Track(NamedTuple):
+    """A horizontal piece of a network at height `y`, to the farthest of its stubs; in its own lane or in another."""
+
+    y: float
+    end: float
+    at_home: bool
+
+
 class Layout(NamedTuple):
     width: float
     height: float
@@ -88,7 +106,11 @@ class _Drawing:
         self.headers = {network.name: header(network) for network in self.order}
         self.header_width = max([box.width for box in self.headers.values()], default=150.0)
         self.heights = {name: height_of(box.lines) for name, box in self.cards.items()}
-        self.endpoints = {namespace.name: namespace.endpoints for namespace in scene.namespaces}
+        self.endpoints: dict[str, tuple[Endpoint, ...]] = {item.name: item.endpoints for item in scene.namespaces}
+        self.colours = {network.name: network.colour for network in self.order}
+        self.tracks: dict[str, list[Track]] = {network.name: [] for network in self.order}
+        #: Stubs that come down from the last row to the next lane's track.
+        self.pending: list[Stub] = []
         self.boxes: list[Box] = []
         self.bands: list[Band] = []
         self.wires: list[Wire] = []
@@ -107,9 +129,10 @@ class _Drawing:
                 rows = [names[first : first + columns] for first in range(0, len(names), columns)]
                 content = sum(max(self.heights[each] for each in row) + 2.5 * PITCH for row in rows) + PAD
                 height += max(content, height_of(self.headers[name].lines) if name else 0.0) + GAP
-            ratio = max(width, _SCREEN[0]) / max(height, _SCREEN[1]) / 1.55
-            if (round(max(ratio, 1 / ratio), 2), height) < least:
-                best, least = columns, (round(max(ratio, 1 / ratio), 2), height)
+            ratio = max(width, _SCREEN[0]) / max(height, _SCREEN[1]) / _SHAPE
+            badness = (round(max(ratio, 1 / ratio), 2), height)
+            if badness < least:
+                best, least = columns, badness
         return best
 
     def layout(self) -> Layout:
@@ -169,11 +192,13 @@ class _Drawing:
                 self.wires.append(Wire(((x, MARGIN + _OUTSIDE), (x, ends[-1]), (left, ends[-1])), HOST))
             self.wires += [Wire(((x, end), (left, end)), HOST, dots=((x, end),)) for end in ends[:-1]]
             x, y = x + PITCH, y + PITCH
-        taken: dict[str, int] = {}
+        siblings: dict[str, list[str]] = {}
         for network in down:
-            taken[network.parent] = taken.get(network.parent, 0) + 1
+            siblings.setdefault(network.parent, []).append(network.name)
+        for network in down:
             parent, end = self.uplinks[network.parent], tops[network.name].y + LINE
-            joint = min(parent.x + 18.0 + PITCH * taken[network.parent], parent.x + parent.width - 6.0)
+            room = min(PITCH, (parent.width - 24.0) / len(siblings[network.parent]))
+            joint = parent.x + 18.0 + room * (1 + siblings[network.parent].index(network.name))
             points = ((joint, self.channel), (joint, y), (x, y), (x, end), (left, end))
             self.wires.append(Wire(points, network.colour, network.name))
             x, y = x + PITCH, y + PITCH
@@ -205,81 +230,60 @@ class _Drawing:
         return found
 
     def _lanes(self, y: float, left: float, cards_left: float, right: float, risers: dict[str, int]) -> float:
-        tracks: dict[str, list[tuple[float, list[float], bool]]] = {}
-        by_name = {network.name: network for network in self.order}
-        pending: list[tuple[str, str, str, float, float]] = []
         start = left + self.header_width
         for lane in self.lanes:
             top = y
             y += PAD / 2
             for row in lane.rows:
-                y = self._row(lane, row, y, cards_left, tracks, pending)
-            box = self.headers.get(lane.network)
-            least = height_of(box.lines) if box is not None else 0.0
-            y = max(y + PAD / 2, top + least)
-            colour = by_name[lane.network].colour if lane.network else NONE
-            self.bands.append(Band(left, top, right - PAD - left, y - top, colour))
-            if box is not None:
-                self.boxes.append(box._replace(x=left, y=top, width=self.header_width, height=y - top))
+                y = self._row(lane, row, y, cards_left)
+            if lane.network:
+                box = self.headers[lane.network]
             else:
-                lines = (Line("no network", "title", full="no network"),)
-                self.boxes.append(Box("network", "", left, top, self.header_width, y - top, lines, NONE))
+                box = Box("network", "", 0.0, 0.0, 0.0, 0.0, (Line("no network", "title"),), NONE)
+            y = max(y + PAD / 2, top + height_of(box.lines))
+            self.boxes.append(box._replace(x=left, y=top, width=self.header_width, height=y - top))
+            self.bands.append(Band(left, top, right - PAD - left, y - top, box.colour))
             y += PAD
-        y -= PAD if not self.lanes else 0.0
-        for name, found in tracks.items():
-            self._tracks(by_name[name], found, start, start + PITCH * (1 + risers.get(name, 0)))
+        for network in self.order:
+            self._tracks(network, start, start + PITCH * (1 + risers.get(network.name, 0)))
         return y
 
-    def _row(
-        self,
-        lane: Lane,
-        row: Row,
-        y: float,
-        cards_left: float,
-        tracks: dict[str, list[tuple[float, list[float], bool]]],
-        pending: list[tuple[str, str, str, float, float]],
-    ) -> float:
-        """A channel and the row of cards below it. `pending` are stubs that come down from the row above to this lane's track."""
+    def _row(self, lane: Lane, row: Row, y: float, cards_left: float) -> float:
+        """A channel and the row of cards below it, from `y` on. Answers where it ends."""
         names = [*row.extras, *([lane.network] if lane.network else [])]
         levels = {name: y + PITCH * (place + 1) for place, name in enumerate(names)}
-        stubs: dict[str, list[float]] = {name: [] for name in names}
-        colours = {network.name: network.colour for network in self.order}
-
-        def stub(name: str, namespace: str, interface: str, x: float, edge: float) -> None:
-            self.wires.append(Wire(((x, edge), (x, levels[name])), colours[name], name, namespace, interface, dots=((x, levels[name]),)))
-            stubs[name].append(x)
-
-        for name, namespace, interface, x, edge in pending:
-            stub(name, namespace, interface, x, edge)
-        pending.clear()
         top = y + PITCH * (len(names) + 1.5) if names else y + PITCH / 2
         height = max([self.heights[name] for name in row.names], default=0.0)
+        stubs, self.pending = self.pending, []
         for place, name in enumerate(row.names):
             x = cards_left + place * (self.card_width + GAP)
             self.boxes.append(self.cards[name]._replace(x=x, y=top, width=self.card_width, height=height))
-            above = 0
-            for end in sorted(self.endpoints[name], key=lambda end: (end.network != lane.network, end.network)):
-                if end.network in row.below:
-                    pending.append((end.network, name, end.interface, x + self.card_width - 18.0, top + height))
-                else:
-                    stub(end.network, name, end.interface, x + 18.0 + self.slot * above, top)
-                    above += 1
+            ends = sorted(self.endpoints[name], key=lambda end: (end.network != lane.network, end.network))
+            above = [end for end in ends if end.network not in row.below]
+            stubs += [Stub(end.network, name, end.interface, x + 18.0 + self.slot * number, top) for number, end in enumerate(above)]
+            below = [end for end in ends if end.network in row.below]
+            self.pending += [Stub(end.network, name, end.interface, x + self.card_width - 18.0, top + height) for end in below]
+        for stub in stubs:
+            joint = (stub.x, levels[stub.network])
+            wire = Wire(((stub.x, stub.y), joint), self.colours[stub.network], *stub[:3], dots=(joint,))
+            self.wires.append(wire)
         for name in names:
-            if stubs[name]:
-                tracks.setdefault(name, []).append((levels[name], stubs[name], name == lane.network))
-        return top + height if row.names else top
+            if places := [stub.x for stub in stubs if stub.network == name]:
+                self.tracks[name].append(Track(levels[name], max(places), name == lane.network))
+        return top + height
 
-    def _tracks(self, network: Network, found: list[tuple[float, list[float], bool]], start: float, riser: float) -> None:
+    def _tracks(self, network: Network, start: float, riser: float) -> None:
         """A network's tracks: at home from its header, elsewhere from its riser, which leaves the header with the first track at home."""
-        own = [level for level, _, home in found if home]
-        foreign = [level for level, _, home in found if not home]
+        tracks = self.tracks[network.name]
+        own = [track.y for track in tracks if track.at_home]
+        foreign = [track.y for track in tracks if not track.at_home]
         header = next(box for box in self.boxes if box.kind == "network" and box.name == network.name)
         base = own[0] if own else header.y + header.height / 2
-        for level, stubs, home in found:
-            self.wires.append(Wire(((start if home else riser, level), (max(stubs), level)), network.colour, network.name))
+        for track in tracks:
+            self.wires.append(Wire(((start if track.at_home else riser, track.y), (track.end, track.y)), network.colour, network.name))
         if foreign:
             low, high = min([base, *foreign]), max([base, *foreign])
-            dots = tuple((riser, level) for level in {base, *foreign} if low < level < high or level == base)
-            self.wires.append(Wire(((riser, low), (riser, high)), network.colour, network.name, dots=tuple(sorted(dots))))
+            dots = tuple((riser, y) for y in sorted({base, *foreign}) if low < y < high or y == base)
+            self.wires.append(Wire(((riser, low), (riser, high)), network.colour, network.name, dots=dots))
             if not own:
                 self.wires.append(Wire(((start, base), (riser, base)), network.colour, network.name))
