@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from atoll.cli import picture
 from atoll.errors import Failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from atoll.engine import Engine
+    from atoll.graph.scene import Scene
     from atoll.lab.machine import Machine
     from atoll.plan.operations import Plan
 
@@ -73,7 +73,7 @@ class Story:
         self._outside = outside
         self._show = show
         self._number = 0
-        self._networks: list[dict[str, Any]] = []
+        self._scene: Scene | None = None
         engine.on_plan = self._print_plan
 
     def tell(self) -> None:
@@ -145,7 +145,7 @@ class Story:
             listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
             self._proof("`ip netns list` shows it", "guest" in listed)
             self._proof("it pings r1", self._ping("guest", "192.168.34.163"))
-            self._networks = self._views()
+            self._scene = self._look()
         finally:
             stranger.kill()
             stranger.wait()
@@ -167,8 +167,11 @@ class Story:
 
     def _picture(self) -> None:
         self._step("The picture")
-        for line in picture.lines(self._networks, _OUTSIDE):
-            click.echo(f"  {line}")
+        if self._scene is not None:
+            from atoll.graph.terminal import lines
+
+            for line in lines(self._scene, _WIDTH, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR")):
+                click.echo(f"  {line}")
 
     def end(self) -> None:
         self._step("Everything is removed")
@@ -186,12 +189,19 @@ class Story:
     # --- what the steps use ---
 
     def svg(self) -> str:
-        return picture.svg(self._networks, _OUTSIDE)
+        from atoll.cli.graph import render
 
-    def _views(self) -> list[dict[str, Any]]:
-        from atoll.view import network_view
+        return render(self._scene, "svg").decode() if self._scene is not None else ""
 
-        return [network_view(self._engine, network) for network in self._engine.networks()]
+    def _look(self) -> Scene:
+        """What there is now, for the picture."""
+        from atoll.graph import scene
+        from atoll.view import host_view, namespace_view, network_view
+
+        engine = self._engine
+        networks = [network_view(engine, network) for network in engine.networks()]
+        namespaces = [namespace_view(engine, namespace) for namespace in engine.namespaces()]
+        return scene.read(networks, namespaces, host_view(engine) | {"hostname": "demo"}, outside=_OUTSIDE)
 
     def _step(self, words: str) -> None:
         self._number += 1
