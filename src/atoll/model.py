@@ -23,6 +23,7 @@ Nat = Literal["masquerade", "routed", "snat"]
 Protocol = Literal["tcp", "udp", "sctp"]
 State = Literal["pending", "ready", "removing"]
 NamespaceKind = Literal["created", "adopted"]
+RunState = Literal["pending", "running", "ended"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -146,6 +147,40 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     @property
     def has_files(self) -> bool:
         return self.files or self.kind == "created"
+
+
+class Run(Struct, frozen=True, omit_defaults=True):
+    """A program that `atoll run` started: the process `pid` that began at `start` (ticks since boot `boot`).
+
+    `namespace` names the one that it is in: its own, which has the run's name and goes when it ends, another's, or the host's (empty).
+    Of a detached one `shepherd` is the process that waits for it, writes its log and says its exit code; once it has `ended` it is kept
+    for `atoll ps -a`. `exit_code` is None while it runs, and when nobody could say it; 128 and the signal's number after a signal.
+    """
+
+    name: str
+    namespace: str = ""
+    command: tuple[str, ...] = ()
+    user: str = ""
+    directory: str = ""
+    detached: bool = False
+    pid: int = 0
+    start: int = 0
+    boot: str = ""
+    shepherd: int = 0
+    labels: dict[str, str] = {}
+    exit_code: int | None = None
+    created: float = 0.0
+    ended: float = 0.0
+    state: RunState = "pending"
+
+    @property
+    def owns(self) -> bool:
+        """Whether it has a namespace of its own."""
+        return self.namespace == self.name
+
+    @property
+    def alive(self) -> bool:
+        return self.state != "ended"
 
 
 class PublishedPort(Struct, frozen=True, omit_defaults=True):

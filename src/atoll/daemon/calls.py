@@ -6,15 +6,17 @@ change answers with the commands that it stands for and changes nothing.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from atoll.engine.network_request import NetworkRequest
+from atoll.engine.runs import RunRequest
 from atoll.errors import Invalid
 from atoll.model import parse_publish
-from atoll.view import endpoint_view, namespace_view, network_view
+from atoll.view import endpoint_view, host_view, namespace_view, network_view, run_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,6 +58,13 @@ class ConnectBody(Struct, frozen=True, forbid_unknown_fields=True):
 class PortsBody(Struct, frozen=True, forbid_unknown_fields=True):
     ports: tuple[str, ...]
     network: str = ""
+
+
+class ExitBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """`pid` says which run of that name is meant; `code` is left out by those who don't know it."""
+
+    pid: int
+    code: int | None = None
 
 
 class Call(NamedTuple):
@@ -143,6 +152,38 @@ def _ports_view(engine: Engine, endpoint: Endpoint, body: PortsBody) -> dict[str
     return {"id": endpoint.id, "network": network.name, "namespace": endpoint.namespace, "ports": changed}
 
 
+def _runs(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return [run_view(engine, run) for run in engine.runs()]
+
+
+def _run(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    return run_view(engine, engine.state.run(where["run"]))
+
+
+def _create_run(engine: Engine, _: dict[str, str], body: RunRequest) -> Any:
+    """The run, and what its process needs to enter: the pid of the daemon, whose host it is, and the namespace (null: the host's)."""
+    run = engine.create_run(body)
+    place = engine.state.namespaces.get(run.namespace)
+    inside = None if place is None else namespace_view(engine, place)
+    return run_view(engine, run) | {"daemon": os.getpid(), "place": inside}
+
+
+def _report_exit(engine: Engine, where: dict[str, str], body: ExitBody) -> Any:
+    return run_view(engine, engine.report_exit(where["run"], pid=body.pid, code=body.code))
+
+
+def _forget_run(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    return {"name": engine.forget_run(where["run"]).name}
+
+
+def _prune_runs(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return {"removed": [run.name for run in engine.prune_runs()]}
+
+
+def _host(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return host_view(engine)
+
+
 def _differences(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     return {"differences": _shown(engine.differences()), "errors": []}
 
@@ -190,6 +231,13 @@ ROUTES: Final[dict[tuple[str, str], Call]] = {
     ("POST", "/v1/namespaces/{namespace}/unpublish"): Call(
         PortsBody, _unpublish, lambda engine, where, body: engine.plan_unpublish(where["namespace"], body.ports, network=body.network)
     ),
+    ("GET", "/v1/runs"): Call(NoBody, _runs),
+    ("POST", "/v1/runs"): Call(RunRequest, _create_run, lambda engine, _, body: engine.plan_create_run(body)),
+    ("POST", "/v1/runs/prune"): Call(NoBody, _prune_runs),
+    ("GET", "/v1/runs/{run}"): Call(NoBody, _run),
+    ("DELETE", "/v1/runs/{run}"): Call(NoBody, _forget_run),
+    ("POST", "/v1/runs/{run}/exit"): Call(ExitBody, _report_exit),
+    ("GET", "/v1/host"): Call(NoBody, _host),
     ("GET", "/v1/doctor"): Call(NoBody, _differences),
     ("POST", "/v1/doctor"): Call(NoBody, _repair),
 }

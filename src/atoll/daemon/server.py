@@ -80,6 +80,7 @@ class Server:
             loop.call_soon_threadsafe(self._heard, kind, fields)
 
         self._engine.listener = hear
+        self._engine.logs = self._run / "logs"
         self._watcher = await self.on_engine(lambda: Watcher(self._engine))
         self._neighbourhood = Neighbourhood(self._engine, self.on_engine)
         await self._neighbourhood.start()
@@ -240,7 +241,7 @@ class Server:
             self._ask_refresh(0)
         if kind in ("network.create", "dns.restart"):
             self._watch_names()
-        if kind in ("namespace.remove", "endpoint.disconnect"):
+        if kind in ("namespace.remove", "endpoint.disconnect", "run.end"):
             # Not while more of them come: settling costs as much for one as for many. The watcher's tick is the latest.
             if self._settle_due is not None:
                 self._settle_due.cancel()
@@ -261,6 +262,7 @@ class Server:
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         for sock in (self._watcher.links, self._watcher.rules):
             loop.add_reader(sock.fileno(), self._bell, loop)
+        loop.add_reader(self._engine.ends.fileno(), self._end, loop)
         self._spawn(self._tick())
 
     def _bell(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -277,6 +279,17 @@ class Server:
             if not self._stopping.is_set():
                 for sock in (self._watcher.links, self._watcher.rules):
                     loop.add_reader(sock.fileno(), self._bell, loop)
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A process has ended. What could not be released then is the tick's, so this isn't called for it again and again."""
+        loop.remove_reader(self._engine.ends.fileno())
+        self._spawn(self._release(loop))
+
+    async def _release(self, loop: asyncio.AbstractEventLoop) -> None:
+        if await self._safely(self._engine.release_ended) is None:
+            await asyncio.sleep(_TICK)
+        if not self._stopping.is_set():
+            loop.add_reader(self._engine.ends.fileno(), self._end, loop)
 
     def _watch_names(self) -> None:
         """Ring when the name server's process ends. Our own descriptor of it: the engine closes its own when it likes."""

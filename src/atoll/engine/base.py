@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import select
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -54,6 +55,10 @@ class Base:
         self._hosts_files: tuple[str, ...] = ()
         self._lock = lock
         self._pidfds: dict[str, int] = {}
+        #: Of runs, by name.
+        self._held: dict[str, int] = {}
+        #: Readable when a process that something hangs on has ended.
+        self.ends = select.epoll()
         self._stale: set[ConntrackDelete] = set()
         self._doomed = False
 
@@ -84,9 +89,11 @@ class Base:
         """Let go of everything that is open. The kernel's side stays as it is."""
         self.settle()
         self.names.close()
-        for fd in self._pidfds.values():
-            os.close(fd)
-        self._pidfds.clear()
+        for held in (self._pidfds, self._held):
+            for fd in held.values():
+                os.close(fd)
+            held.clear()
+        self.ends.close()
         self.host.close()
         self.store.close()
         if self._lock is not None:

@@ -94,7 +94,7 @@ class EndpointVerbs(Base):
         """What `connect` would do; changes nothing."""
         where, who, endpoint = self._draft(network, namespace, **_filled(options))  # type: ignore[arg-type]
         try:
-            return Plan.of(_growth(where, _grown(where, endpoint)), self.attach(where, endpoint, who).operations)
+            return self._connection_plan(where, who, endpoint)
         finally:
             self.state.retract_addresses(endpoint)
 
@@ -170,6 +170,9 @@ class EndpointVerbs(Base):
         return self._unpublish_plan(*self._unpublishing(namespace, specs, network))
 
     # --- connect's parts ---
+
+    def _connection_plan(self, where: Network, who: Namespace, endpoint: Endpoint) -> Plan:
+        return Plan.of(_growth(where, _grown(where, endpoint)), self.attach(where, endpoint, who).operations)
 
     def _draft(
         self,

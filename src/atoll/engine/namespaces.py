@@ -104,6 +104,7 @@ class NamespaceVerbs(Base):
         """Disconnect a namespace from everything and let it go; one that we made ends with its last process."""
         faults.begin("remove_namespace")
         namespace = structs.replace(self.state.namespace(name), state="removing")
+        self._check_not_running(name)
         with self.store.transaction():
             self.store.put(namespace)
         self.state.namespaces[name] = namespace
@@ -117,6 +118,7 @@ class NamespaceVerbs(Base):
 
     def plan_remove_namespace(self, name: str) -> Plan:
         namespace = self.state.namespace(name)
+        self._check_not_running(name)
         parts: list[Operation] = []
         attached = self.state.attached(name)
         while attached:
@@ -139,8 +141,15 @@ class NamespaceVerbs(Base):
 
     def _check_new(self, name: str) -> None:
         check_name(name, "namespace")
+        if self.state.live_run(name) is not None:
+            raise Conflict(f"a run named {name} goes on", f"choose another name, or end it: atoll stop {name}")
         if name in self.state.namespaces:
             raise Conflict(f"a namespace named {name} exists", "choose another name")
+
+    def _check_not_running(self, name: str) -> None:
+        run = self.state.live_run(name)
+        if run is not None and run.owns:
+            raise Conflict(f"namespace {name} is that of a program that runs", f"atoll stop {name}")
 
     def _check_unnamed(self, name: str) -> None:
         """Before we give a namespace its name: what failed would be undone, and a name of someone else's must not go with it."""
@@ -185,7 +194,7 @@ class NamespaceVerbs(Base):
         except BaseException:
             os.close(holder)
             raise
-        self._pidfds[made.name] = holder
+        self._hold(made, holder)
         return adopted
 
     def _adopt_path(self, made: Namespace, path: str) -> Namespace:
@@ -257,10 +266,14 @@ class NamespaceVerbs(Base):
         """After a restart: hold the processes again that we adopted from. Those that have ended are found by `release_vanished`."""
         for namespace in self._adopted_from_processes():
             try:
-                self._pidfds[namespace.name] = netns.hold_process(netns.Process(namespace.pid, namespace.start))
+                self._hold(namespace, netns.hold_process(netns.Process(namespace.pid, namespace.start)))
             except NotFound:
                 self._let_go(namespace)
                 self.emit("namespace.vanish", namespace=namespace.name, source=namespace.source)
+
+    def _hold(self, namespace: Namespace, holder: int) -> None:
+        self._pidfds[namespace.name] = holder
+        self.ends.register(holder, select.EPOLLIN)
 
     def _adopted_from_processes(self) -> Iterator[Namespace]:
         return (namespace for namespace in self.namespaces() if namespace.pid and namespace.name not in self._pidfds)
