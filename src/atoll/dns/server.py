@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from atoll.dns import wire
-from atoll.dns.batch import Batch
+from atoll.dns.batch import SIZE, Batch
 from atoll.dns.forward import Forwarder, HostServers, Waiter
 from atoll.dns.loop import READ, Loop
 from atoll.dns.stream import Streams
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from atoll.dns.batch import Peer
 
+#: Datagrams taken one by one until it is tried whether several wait, and how many are several.
+ALONE: Final = 16
+SEVERAL: Final = 4
 #: Bytes of questions that wait for us while we are busy.
 WAITING: Final = 4 << 20
 _SO_RCVBUFFORCE: Final = 33
@@ -177,6 +180,7 @@ class _Listener:
     def __init__(self, server: Server, address: str, port: int, network: str) -> None:
         self.network = network
         self._server = server
+        self._alone = ALONE
         self._batch = server.batches[6 if ":" in address else 4]
         with contextlib.ExitStack() as stack:
             self._udp = stack.enter_context(_bound(address, port, socket.SOCK_DGRAM))
@@ -195,21 +199,44 @@ class _Listener:
         self._server.streams.accept(self._tcp, self.network)
 
     def _datagrams(self, _: int) -> None:
+        """One datagram, which is answered soonest, or as many as there are, which is the least work for each: whichever suits."""
+        if self._alone:
+            self._alone -= 1
+            self._one()
+        elif self._many() < SEVERAL:
+            self._alone = ALONE
+
+    def _one(self) -> None:
+        server, network = self._server, self.network
+        try:
+            data, peer = self._udp.recvfrom(SIZE)
+        except OSError:
+            return
+        server.counts["udp"] += 1
+        client = server.zone.networks[network].clients.get(peer[0])
+        if client is not None and (answer := client.view.answers.get(data[2:])) is not None:
+            self._send(peer, data[:2] + (answer if isinstance(answer, bytes) else answer.message()))
+        else:
+            server.resolve(data, network, client or server.client(network, peer[0]), "udp", partial(self._send, peer))
+
+    def _many(self) -> int:
+        """How many there were."""
         server, network, batch, fd = self._server, self.network, self._batch, self._udp.fileno()
         clients = server.zone.networks[network].clients
         first = slot = 0
-        for slot, ((source,), (size,), data) in enumerate(batch.receive(fd), 1):
+        for slot, ((source,), (size,), (data,)) in enumerate(batch.receive(fd), 1):
             client = clients.get(source)
-            if client is not None and (answer := client.view.answers.get(data[0][2:size])) is not None:
+            if client is not None and (answer := client.view.answers.get(data[2:size])) is not None:
                 batch.answer(slot - 1, answer if isinstance(answer, bytes) else answer.message())
                 continue
             # Answers leave in runs, which this one ends: its own may take a while.
             server.counts["unsent"] += batch.send(fd, first, slot - 1)
             first = slot
             peer = batch.peer(slot - 1)
-            server.resolve(data[0][:size], network, client or server.client(network, peer[0]), "udp", partial(self._send, peer))
+            server.resolve(data[:size], network, client or server.client(network, peer[0]), "udp", partial(self._send, peer))
         server.counts["unsent"] += batch.send(fd, first, slot)
         server.counts["udp"] += slot
+        return slot
 
     def _send(self, peer: Peer, answer: bytes) -> None:
         try:

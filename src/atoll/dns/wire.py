@@ -308,9 +308,8 @@ def address_of(name: str) -> str:
 
 
 def packed(address: str) -> bytes:
-    """An address, perhaps with a scope, as the kernel has it."""
-    text = address.partition("%")[0]
-    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    """An address as the kernel has it."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def reverse_of(address: str) -> str:

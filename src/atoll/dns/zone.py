@@ -117,10 +117,10 @@ class View:
 
 
 class Known:
-    """A network with its endpoints. `clients` is by packed source address; `warm` are the views that keep answers about it."""
+    """A network with its endpoints. `clients` is by source address, as text and packed; `warm` are the views that keep answers about it."""
 
     def __init__(self, names: NetworkNames) -> None:
-        self.clients: dict[bytes, Client] = {}
+        self.clients: dict[str | bytes, Client] = {}
         self.warm: set[View] = set()
         self.endpoints: dict[str, EndpointNames] = {}
         self._named: dict[str, dict[str, EndpointNames]] = {}
@@ -149,7 +149,8 @@ class Known:
         for address in endpoint.addresses:
             if self._addressed.get(address) is endpoint:
                 del self._addressed[address]
-                self.clients.pop(wire.packed(address), None)
+                for key in (address, wire.packed(address)):
+                    self.clients.pop(key, None)
 
     def named(self, name: str) -> Iterable[EndpointNames]:
         return self._named.get(name, {}).values()
@@ -261,7 +262,7 @@ class Zone:
                 network = self.networks[self._network_of[endpoint]]
                 for address in network.endpoints[endpoint].addresses:
                     if network.addressed(address) is network.endpoints[endpoint]:
-                        network.clients[wire.packed(address)] = client
+                        network.clients[address] = network.clients[wire.packed(address)] = client
         else:
             self._endpoints_of.pop(namespace, None)
         if before is not None:
@@ -300,7 +301,7 @@ class Zone:
 
     def client(self, network: str, source: str) -> Client | None:
         known = self.networks.get(network)
-        return known.clients.get(wire.packed(source)) if known else None
+        return known.clients.get(source) if known else None
 
     def listens(self, address: str) -> str:
         """The network whose gateway has this address, or "" where none has."""
