@@ -72,13 +72,8 @@ def create(dry_run: bool, aux: tuple[str, ...], options: tuple[str, ...], labels
 def list_networks(form: str, quiet: bool) -> None:
     """List networks."""
     found = client.get("/v1/networks")
-    if quiet:
-        for item in found:
-            click.echo(item["name"])
-    elif form == "json":
-        output.show_json(found)
-    else:
-        output.table(("NAME", "DRIVER", "SUBNETS", "GATEWAY", "FLAGS", "ENDPOINTS"), [_row(item) for item in found])
+    headings = ("NAME", "DRIVER", "SUBNETS", "GATEWAY", "FLAGS", "ENDPOINTS")
+    output.listing(found, quiet=quiet, form=form, headings=headings, row=_row)
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:

@@ -39,13 +39,8 @@ def create(names: tuple[str, ...], servers: tuple[str, ...], labels: tuple[str, 
 def list_namespaces(form: str, quiet: bool) -> None:
     """List namespaces."""
     found = client.get("/v1/namespaces")
-    if quiet:
-        for item in found:
-            click.echo(item["name"])
-    elif form == "json":
-        output.show_json(found)
-    else:
-        output.table(("NAME", "SOURCE", "NETWORKS", "ADDRESSES", "PORTS", "AGE"), [_row(item) for item in found])
+    headings = ("NAME", "SOURCE", "NETWORKS", "ADDRESSES", "PORTS", "AGE")
+    output.listing(found, quiet=quiet, form=form, headings=headings, row=_row)
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:

@@ -32,13 +32,8 @@ def ps(everything: bool, quiet: bool, prune: bool, form: str) -> None:
             click.echo(name)
         return
     found = [item for item in client.get("/v1/runs") if everything or item["state"] != "ended"]
-    if quiet:
-        for item in found:
-            click.echo(item["name"])
-    elif form == "json":
-        output.show_json(found)
-    else:
-        output.table(("NAME", "COMMAND", "STATUS", "NETWORKS", "ADDRESSES", "PORTS"), [_row(item) for item in found])
+    headings = ("NAME", "COMMAND", "STATUS", "NETWORKS", "ADDRESSES", "PORTS")
+    output.listing(found, quiet=quiet, form=form, headings=headings, row=_row)
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from atoll.engine.endpoints import EndpointOptions
 from atoll.engine.network_request import NetworkRequest
 from atoll.engine.runs import RunRequest
 from atoll.errors import Invalid
@@ -43,16 +44,8 @@ class NamespaceBody(Struct, frozen=True, forbid_unknown_fields=True):
     labels: dict[str, str] = {}
 
 
-class ConnectBody(Struct, frozen=True, forbid_unknown_fields=True):
+class ConnectBody(EndpointOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     namespace: str
-    addresses: tuple[str, ...] = ()
-    mac: str = ""
-    interface: str = ""
-    aliases: tuple[str, ...] = ()
-    gateway_priority: int = 0
-    publish: tuple[str, ...] = ()
-    ingress_rate: str = ""
-    egress_rate: str = ""
 
 
 class PortsBody(Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from atoll import faults, ipam
 from atoll.drivers import bridge
@@ -38,6 +38,19 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 _MOST_PORTS: Final = 65535
+
+
+class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What may be said of an endpoint when it is made: the options of `connect`."""
+
+    addresses: tuple[str, ...] = ()
+    mac: str = ""
+    interface: str = ""
+    aliases: tuple[str, ...] = ()
+    gateway_priority: int = 0
+    publish: tuple[str, ...] = ()
+    ingress_rate: str = ""
+    egress_rate: str = ""
 
 
 class EndpointVerbs(Base):
@@ -411,16 +424,7 @@ def _growth(network: Network, grown: Network) -> list[Operation]:
 
 def _filled(options: dict[str, object]) -> dict[str, object]:
     """`connect`'s defaults under what was given."""
-    defaults: dict[str, object] = {
-        "addresses": (),
-        "mac": "",
-        "interface": "",
-        "aliases": (),
-        "gateway_priority": 0,
-        "publish": (),
-        "ingress_rate": "",
-        "egress_rate": "",
-    }
+    defaults = structs.asdict(EndpointOptions())
     unknown = set(options) - set(defaults)
     if unknown:
         raise TypeError(f"connect takes no {', '.join(sorted(unknown))}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct, structs
 
 from atoll import faults
-from atoll.engine.endpoints import EndpointVerbs
+from atoll.engine.endpoints import EndpointOptions, EndpointVerbs
 from atoll.engine.namespaces import NamespaceVerbs
 from atoll.engine.network_request import NetworkRequest
 from atoll.engine.networks import NetworkVerbs
@@ -44,18 +44,10 @@ _BEASTS: Final = """badger beaver bison crane curlew dingo dolphin egret falcon 
     lemur lynx marmot marten mole newt otter owl panda plover puffin raven robin seal stoat swan tapir tern toad vole wren"""
 
 
-class Attachment(Struct, frozen=True, forbid_unknown_fields=True):
-    """A network that a run is to be on; the other fields are those of `connect`."""
+class Attachment(EndpointOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A network that a run is to be on, and how."""
 
     network: str
-    addresses: tuple[str, ...] = ()
-    mac: str = ""
-    interface: str = ""
-    aliases: tuple[str, ...] = ()
-    gateway_priority: int = 0
-    publish: tuple[str, ...] = ()
-    ingress_rate: str = ""
-    egress_rate: str = ""
 
 
 class RunRequest(Struct, frozen=True, forbid_unknown_fields=True):
