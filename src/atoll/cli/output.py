@@ -97,6 +97,10 @@ def complete_namespaces(_: click.Context, __: click.Parameter, beginning: str) -
     return _complete("/v1/namespaces", beginning)
 
 
+def complete_runs(_: click.Context, __: click.Parameter, beginning: str) -> list[str]:
+    return _complete("/v1/runs", beginning)
+
+
 def _complete(path: str, beginning: str) -> list[str]:
     """Names for the shell; a daemon is not started for that."""
     try:
