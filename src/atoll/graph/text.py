@@ -30,7 +30,7 @@ _BOLD: Final = _table(
     "50 67 72 59 72 68 44 72 71 34 34 67 34 104 71 69 72 72 49 60 48 71 65 92 65 65 58 71 37 71 84"
 )
 _TABLES: Final = {False: _REGULAR, True: _BOLD}
-_DOT: Final = 40
+_SIGNS: Final = {"·": 40, "→": 90, "…": 100}
 #: As wide as characters of East Asia and pictures are.
 _OTHER: Final = 140
 
@@ -39,7 +39,7 @@ _OTHER: Final = 140
 def width(text: str, size: float, *, bold: bool = False) -> float:
     """At most how wide a line of text is, in the unit of `size`."""
     table = _TABLES[bold]
-    return size * sum(table[ord(one) - 32] if " " <= one <= "~" else _DOT if one == "·" else _OTHER for one in text) / 100
+    return size * sum(table[ord(one) - 32] if " " <= one <= "~" else _SIGNS.get(one, _OTHER) for one in text) / 100
 
 
 @lru_cache(maxsize=8192)
