@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "disconnect": ("atoll.cli.endpoint", "Disconnect a namespace from a network."),
     "publish": ("atoll.cli.endpoint", "Publish ports of a namespace on the host, live."),
     "unpublish": ("atoll.cli.endpoint", "Take published ports back, live."),
+    "explain": ("atoll.cli.explain", "Say what happens to a packet from one place to another, and why."),
     "status": ("atoll.cli.system", "Show what the daemon manages and whether anything is in its way."),
     "doctor": ("atoll.cli.system", "Compare the model with the kernel, name every difference, repair it with --fix."),
     "events": ("atoll.cli.system", "Show what has happened; with --follow, as it happens."),

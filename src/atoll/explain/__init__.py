@@ -70,7 +70,15 @@ class _Asked:
         if self.names.host.legacy and verdict == "yes":
             verdict, why = "unsure", f"iptables-legacy has rules here (tables {', '.join(self.names.host.legacy)}) which can't be judged"
         return Explanation(
-            verdict, self.source.name, self.target.name, self.target.address, tuple(self.walk.hops), why, fix, tuple(self.notes), self.arrived
+            verdict,
+            self.source.name,
+            self.target.name,
+            self.target.address,
+            tuple(self.walk.hops),
+            why,
+            fix,
+            tuple(self.notes),
+            self.arrived,
         )
 
     def _there_and_back(self) -> None:

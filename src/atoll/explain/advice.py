@@ -26,9 +26,11 @@ def _inside(stack: Stack) -> str:
     return f"atoll ns exec {stack.name} -- " if stack.name else ""
 
 
-def refused_out(stack: Stack, packet: Packet, error: int) -> tuple[str, str]:
+def refused_out(stack: Stack, packet: Packet, error: int, names: Names) -> tuple[str, str]:
     """No route for what a stack itself sends."""
     what = f"{stack.title} has no route to {packet.dst}"
+    if stack.name and not names.leads_out(stack.name, packet.version):
+        return f"{what}: none of its networks leads out by IPv{packet.version}", "connect"
     if error == errno.EINVAL:
         what = f"{stack.title} can't send from {packet.src} to {packet.dst}"
     elif error == errno.EACCES:

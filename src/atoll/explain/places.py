@@ -75,7 +75,12 @@ def _uplink(host: Stack, version: int) -> str:
         if row.destination is None and row.family == family and row.table == rtnl.TABLE_MAIN and row.ifindex in host.by_index:
             return host.by_index[row.ifindex].name
     for link in host.links.values():
-        if link.up and link.kind not in ("bridge", "ifb") and link.name != "lo" and any(not r.interface.ip.is_link_local for r in host.on(link.name, version)):
+        if (
+            link.up
+            and link.kind not in ("bridge", "ifb")
+            and link.name != "lo"
+            and any(not r.interface.ip.is_link_local for r in host.on(link.name, version))
+        ):
             return link.name
     return ""
 

@@ -317,7 +317,9 @@ class Ruleset:
             flags = body["flags"] if isinstance(body["flags"], list) else [body["flags"]]
             if packet.ether == "arp":
                 raise Absent
-            return _Value({"type": "fib", "oifname": "ifname", "oif": "ifname"}[body["result"]], self._fib(body["result"], tuple(flags), packet))
+            return _Value(
+                {"type": "fib", "oifname": "ifname", "oif": "ifname"}[body["result"]], self._fib(body["result"], tuple(flags), packet)
+            )
         reader = {"meta": _meta, "ct": _ct, "payload": _payload, "exthdr": _exthdr, "tcp option": _unknown}.get(what, _unknown)
         return reader(body, packet)
 
@@ -366,13 +368,17 @@ def _payload(body: dict[str, Any], packet: Packet) -> _Value:
         raise Unknown("raw payload")
     protocol, field = body["protocol"], body["field"]
     if protocol == "ether":
-        return {"saddr": lambda: _Value("mac", packet.mac), "type": lambda: _Value("ether", _ETHER[packet.ether])}.get(field, lambda: _unknown(field, packet))()
+        return {"saddr": lambda: _Value("mac", packet.mac), "type": lambda: _Value("ether", _ETHER[packet.ether])}.get(
+            field, lambda: _unknown(field, packet)
+        )()
     if protocol == "arp":
         if packet.ether != "arp":
             raise Absent
-        return {"saddr ip": _Value("address", packet.src), "saddr ether": _Value("mac", packet.mac), "daddr ip": _Value("address", packet.dst)}.get(
-            field
-        ) or _unknown(field, packet)
+        return {
+            "saddr ip": _Value("address", packet.src),
+            "saddr ether": _Value("mac", packet.mac),
+            "daddr ip": _Value("address", packet.dst),
+        }.get(field) or _unknown(field, packet)
     if packet.ether == "arp":
         raise Absent
     if protocol in ("ip", "ip6"):

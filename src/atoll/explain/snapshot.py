@@ -106,7 +106,16 @@ class Stack:
 
     # --- routes ---
 
-    def route(self, dst: Address, *, src: Address | None = None, iif: str = "", oif: str = "", mark: int = 0, flow: tuple[int, int, int] = (0, 0, 0)) -> Route:
+    def route(
+        self,
+        dst: Address,
+        *,
+        src: Address | None = None,
+        iif: str = "",
+        oif: str = "",
+        mark: int = 0,
+        flow: tuple[int, int, int] = (0, 0, 0),
+    ) -> Route:
         """Which way a packet goes, the kernel says. With `iif` as one that comes in there, all checks of the source included."""
         protocol, sport, dport = flow
         bits = dst.max_prefixlen
@@ -121,7 +130,11 @@ class Stack:
         if mark:
             attrs += u32(_MARK, mark)
         if protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-            attrs += attribute(_PROTO, bytes([protocol])) + attribute(_SPORT, struct.pack("!H", sport)) + attribute(_DPORT, struct.pack("!H", dport))
+            attrs += (
+                attribute(_PROTO, bytes([protocol]))
+                + attribute(_SPORT, struct.pack("!H", sport))
+                + attribute(_DPORT, struct.pack("!H", dport))
+            )
         family = socket.AF_INET if dst.version == 4 else socket.AF_INET6
         request = _ROUTE.pack(family, bits, bits if src is not None else 0, 0, 0, 0, 0, 0, 0) + attrs
         if request not in self._routes:
@@ -183,7 +196,8 @@ class Stack:
             return None
         seen = self.run(lambda: [_sockets(f"{protocol}{version}") for version in ("", "6")])
         return any(
-            local == port and (not int.from_bytes(where.packed, "big") or where == to or getattr(where, "ipv4_mapped", None) == to)
+            local == port
+            and (not int.from_bytes(where.packed, "big") or where == to or getattr(where, "ipv4_mapped", None) == to)
             and (where.version == to.version or to.version == 4)
             for rows in seen
             for where, local in rows

@@ -101,11 +101,16 @@ class Walk:
             raise Stopped(stack.title, f"{packet.dst} is no single host's address")
         family = "ipv4" if packet.version == 4 else "ipv6"
         if packet.version == 6 and stack.setting("net/ipv6/conf/all/forwarding") != "1":
-            raise Stopped(stack.title, f"{stack.title} forwards no {family} packets", advice.sysctl(stack, "net.ipv6.conf.all.forwarding=1"))
+            raise Stopped(
+                stack.title, f"{stack.title} forwards no {family} packets", advice.sysctl(stack, "net.ipv6.conf.all.forwarding=1")
+            )
         if packet.version == 6 and packet.src.is_link_local:
             raise Stopped(stack.title, "a link-local address is not routed")
         packet.oif = route.oif
-        self.say(stack, f"routed from {self.names.link(iif)} to {self.names.link(route.oif)}" + (f" via {route.gateway}" if route.gateway else ""))
+        self.say(
+            stack,
+            f"routed from {self.names.link(iif)} to {self.names.link(route.oif)}" + (f" via {route.gateway}" if route.gateway else ""),
+        )
         self._hook(stack, packet, "forward")
         self._hook(stack, packet, "postrouting")
         self._remember(stack, before, packet)
@@ -114,7 +119,7 @@ class Walk:
     def _out_route(self, stack: Stack, packet: Packet) -> Route:
         route = stack.route(packet.dst, src=packet.src, mark=packet.mark, flow=(packet.protocol, packet.sport, packet.dport))
         if route.error:
-            raise Stopped(stack.title, *advice.refused_out(stack, packet, route.error))
+            raise Stopped(stack.title, *advice.refused_out(stack, packet, route.error, self.names))
         return route
 
     def _deliver(self, stack: Stack, packet: Packet, *, loop: bool = False) -> Arrived:
@@ -234,7 +239,9 @@ class Walk:
         if link.kind == "bridge":
             return self._from_bridge(stack, packet, next_hop)
         if link.kind in ("macvlan", "ipvlan"):
-            raise Stopped(stack.title, f"{link.name} is a {link.kind} interface; what its parent's network does can't be seen from here", sure=False)
+            raise Stopped(
+                stack.title, f"{link.name} is a {link.kind} interface; what its parent's network does can't be seen from here", sure=False
+            )
         peer = self.names.peer(stack, link.name) if link.kind == "veth" else None
         if peer is None:
             self.say(stack, f"leaves by {link.name} for {next_hop}")
@@ -347,7 +354,9 @@ class Walk:
             if outcome.verdict != "accept":
                 text = "" if outcome.rule is None else host.rule_text(*outcome.rule[:4])
                 why, fix = advice.ruled_out(host, frame, outcome, text, self.names)
-                raise Stopped(host.title, f"the neighbour's answer is held back: {why}" if answer else why, fix, sure=outcome.verdict == "drop")
+                raise Stopped(
+                    host.title, f"the neighbour's answer is held back: {why}" if answer else why, fix, sure=outcome.verdict == "drop"
+                )
         if hook == "forward" and ether != "arp" and frame.icmp not in (SOLICIT, ADVERTISE):
             calls = "iptables" if frame.version == 4 else "ip6tables"
             if host.setting(f"net/bridge/bridge-nf-call-{calls}") == "1":
