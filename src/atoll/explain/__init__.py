@@ -6,11 +6,10 @@ through all of it, `advice` has the words. What can't be judged makes the verdic
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, structs
 
-from atoll.engine import Engine
 from atoll.errors import Invalid
 from atoll.explain.names import Names
 from atoll.explain.packet import ECHO, Hop, Packet, ends
@@ -18,6 +17,9 @@ from atoll.explain.places import Place, source_of, target_of
 from atoll.explain.question import PROTOCOLS, Question, parse
 from atoll.explain.walk import Arrived, Stopped, Walk
 from atoll.model import address
+
+if TYPE_CHECKING:
+    from atoll.engine import Engine
 
 __all__ = ["Explanation", "Question", "explain", "parse"]
 

@@ -8,12 +8,12 @@ from msgspec import Struct
 
 from atoll.errors import Invalid, NotFound
 from atoll.explain.question import Question, as_address
+from atoll.explain.snapshot import Stack
 from atoll.kernel import rtnl
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
     from atoll.explain.names import Names
-    from atoll.explain.snapshot import Stack
     from atoll.model import Address
 
 
@@ -55,13 +55,15 @@ def _outside(names: Names, text: str) -> Place:
         if interface not in host.links:
             raise NotFound(f"the host has no interface {interface[:40]}", "ip link shows what there is")
         return Place(text, host, interface=interface)
-    where = text.partition(":")[2]
+    where, _, interface = text.partition(":")[2].partition("@")
+    if interface and interface not in host.links:
+        raise NotFound(f"the host has no interface {interface[:40]}", "ip link shows what there is")
     if where:
         value = as_address(where.strip("[]"))
         if value is None:
-            raise Invalid(f"{where[:80]!r} is not an address", "expected outside:ADDRESS or outside@INTERFACE")
+            raise Invalid(f"{where[:80]!r} is not an address", "expected outside:ADDRESS, outside@INTERFACE or outside:ADDRESS@INTERFACE")
         route = host.route(value)
-        interface = route.oif if not route.error else _uplink(host, value.version)
+        interface = interface or (route.oif if not route.error else _uplink(host, value.version))
         if interface == "lo":
             raise Invalid(f"{value} is an address of the host", "name one that is outside")
         return Place(text, host, address=str(value), interface=interface)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
-from typing import Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from atoll.explain.packet import CT_STATE, CT_STATUS, Packet
-from atoll.model import Address
+
+if TYPE_CHECKING:
+    from atoll.model import Address
 
 Kind = Literal["accept", "drop", "unsure"]
 #: What `fib` finds: the result that is wanted, the flags, the packet.

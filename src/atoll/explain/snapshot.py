@@ -226,8 +226,9 @@ def _sockets(table: str) -> list[tuple[Address, int]]:
 
 def _nft_library(library: ctypes.CDLL, command: str, flags: int) -> str:
     library.nft_ctx_new.restype = ctypes.c_void_p
-    context = ctypes.c_void_p(library.nft_ctx_new(0))
-    if not context:
+    address_of = library.nft_ctx_new(0)
+    context = ctypes.c_void_p(address_of)
+    if not address_of:
         raise Unsupported("libnftables can't open its netlink socket", "run as root, on a kernel with nf_tables")
     library.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
     library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p

@@ -244,7 +244,7 @@ class Walk:
             )
         peer = self.names.peer(stack, link.name) if link.kind == "veth" else None
         if peer is None:
-            self.say(stack, f"leaves by {link.name} for {next_hop}")
+            self.say(stack, f"leaves by {link.name} as {packet.words()}" + (f" via {next_hop}" if next_hop != packet.dst else ""))
             return Arrived(stack, packet, link.name)
         far, name = peer
         if not far.links[name].up:
