@@ -16,6 +16,7 @@ from atoll.engine.endpoints import EndpointOptions
 from atoll.engine.network_request import NetworkRequest
 from atoll.engine.runs import RunRequest
 from atoll.errors import Invalid
+from atoll.explain import checked, describe, explain
 from atoll.model import parse_publish
 from atoll.view import endpoint_view, host_view, namespace_view, network_view, run_view
 
@@ -186,6 +187,12 @@ def _repair(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     return {"differences": _shown(found), "errors": [str(error) for error in errors]}
 
 
+def _explain(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    question = checked(where.get("from", ""), where.get("to", ""), ipv6=where.get("ipv6", "0") in ("1", "true"))
+    explained = explain(engine, question)
+    return msgspec.to_builtins(explained) | {"verdict_line": describe(explained, question)}
+
+
 def _shown(differences: Sequence[Any]) -> list[dict[str, Any]]:
     return [
         {
@@ -233,6 +240,7 @@ ROUTES: Final[dict[tuple[str, str], Call]] = {
     ("GET", "/v1/host"): Call(NoBody, _host),
     ("GET", "/v1/doctor"): Call(NoBody, _differences),
     ("POST", "/v1/doctor"): Call(NoBody, _repair),
+    ("GET", "/v1/explain"): Call(NoBody, _explain),
 }
 
 

@@ -172,7 +172,7 @@ class Server:
     def _handler(self, call: Call) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(request: web.Request) -> web.Response:
             body = decode(call.body, await request.read())
-            where = dict(request.match_info)
+            where = {**request.query, **request.match_info}
             dry_run = _asked_for(request, "dry_run")
             if dry_run and call.plan is None:
                 raise Invalid(f"{request.method} {request.path} has no dry run")
