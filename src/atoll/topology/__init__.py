@@ -3,7 +3,7 @@
 from atoll.topology.apply import EngineHost, Host, apply, carry_out
 from atoll.topology.difference import Change, Current, difference
 from atoll.topology.document import Parsed, find, folder_project, load, parse
-from atoll.topology.schema import schema
+from atoll.topology.keys import schema
 from atoll.topology.value import PROJECT, SERVICE, Connection, Place, Program, Topology
 
 __all__ = [

@@ -6,6 +6,7 @@ A `Host` is where they are made: the daemon (`atoll.cli.topology`), or an engine
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -104,24 +105,26 @@ def apply(topology: Topology, engine: Engine, *, orphans: bool = True) -> tuple[
 
 def carry_out(changes: Sequence[Change], host: Host, told: Callable[[Change, Sequence[str]], None] | None = None) -> None:
     """Make changes in their order. What fails is raised when what was under way beside it is done; the rest is left for the next time."""
-    with ThreadPoolExecutor(_AT_ONCE, "atoll-up") as pool:
-        for batch in batches(changes):
-            errors: list[AtollError] = []
-            if host.at_once and len(batch) > 1 and not isinstance(batch[0], StartProgram):
-                answers = [(change, pool.submit(host.do, change).result) for change in batch]
+    for batch in batches(changes):
+        errors: list[AtollError] = []
+        for change, answer in _answers(batch, host):
+            try:
+                notes = answer()
+            except AtollError as error:
+                errors.append(error)
             else:
-                answers = [(change, lambda change=change: host.do(change)) for change in batch]  # type: ignore[misc]
-            for change, answer in answers:
-                try:
-                    notes = answer()
-                except AtollError as error:
-                    errors.append(error)
-                    if not host.at_once:
-                        break
-                else:
-                    if told is not None:
-                        told(change, notes)
-            _report(errors)
+                if told is not None:
+                    told(change, notes)
+        _report(errors)
+
+
+def _answers(batch: Sequence[Change], host: Host) -> Iterator[tuple[Change, Callable[[], Sequence[str]]]]:
+    """Each change with what waits for it. The threads end with the batch: a process that has any can't fork to start a program."""
+    if len(batch) == 1 or not host.at_once:
+        yield from ((change, partial(host.do, change)) for change in batch)
+        return
+    with ThreadPoolExecutor(min(_AT_ONCE, len(batch)), "atoll-up") as pool:
+        yield from [(change, pool.submit(host.do, change).result) for change in batch]
 
 
 def _report(errors: Sequence[AtollError]) -> None:
@@ -133,20 +136,21 @@ def _report(errors: Sequence[AtollError]) -> None:
 
 def batches(changes: Sequence[Change]) -> Iterator[list[Change]]:
     """Changes that are independent of each other, together; one kind after the other, as they are sorted."""
-    for kind, same in groupby(changes, type):
+    for kind, group in groupby(changes, type):
+        same: list[Change] = list(group)
         if kind is Connect:
             yield from _connecting([change for change in same if isinstance(change, Connect)])
         elif kind in (CreateNetwork, StartProgram):
-            # One at a time: subnets are chosen in a fixed order, and a process with threads can't fork.
+            # One at a time: subnets are chosen, and programs depend on each other, in this order.
             yield from ([change] for change in same)
         else:
-            yield list(same)
+            yield same
 
 
-def _connecting(changes: list[Change]) -> Iterator[list[Change]]:
+def _connecting(changes: list[Connect]) -> Iterator[list[Change]]:
     """A namespace's connections one after the other, as eth0, eth1, ...; and none that chooses an address while another network member
     of the topology still waits for its static one."""
-    pending = [change for change in changes if isinstance(change, Connect)]
+    pending = [*changes]
     while pending:
         waiting = {change.connection.network for change in pending if change.connection.addresses}
         first = list({change.namespace: change for change in reversed(pending)}.values())[::-1]
@@ -154,4 +158,4 @@ def _connecting(changes: list[Change]) -> Iterator[list[Change]]:
         if not batch:  # each waits for another's: the static ones out of their order, then
             batch = [change for change in pending if change.connection.addresses]
         pending = [change for change in pending if change not in batch]
-        yield list(batch)
+        yield [*batch]

@@ -281,7 +281,7 @@ class _Difference:
                     where = change.connection.network
                     owner = addresses.setdefault((where, address), change.namespace)
                     if owner != change.namespace:
-                        raise Conflict(f"address {address} on network {where} is wanted by {change.namespace} and {owner} has it", "choose another")
+                        raise Conflict(f"{change.namespace} would be {address} on network {where}, and that is {owner}", "choose another")
 
     def _left(self, gone: set[str]) -> Iterator[View]:
         """The endpoints that stay, without the ports that they give up."""

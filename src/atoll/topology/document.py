@@ -19,7 +19,7 @@ from msgspec import structs
 
 from atoll.errors import NotFound
 from atoll.model import check_name
-from atoll.topology import schema, services, source
+from atoll.topology import keys, services, source
 from atoll.topology.networks import default, networks
 from atoll.topology.source import Map, Mark, as_map, as_text, at, check_keys
 from atoll.topology.value import Topology
@@ -27,7 +27,6 @@ from atoll.topology.value import Topology
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from atoll.topology.networks import Described
     from atoll.topology.services import Service
     from atoll.topology.value import Place, Program
 
@@ -86,7 +85,7 @@ def parse(
     root = source.parse(text, file, variables)
     _check_top(root)
     project = project or _project(root, folder, Mark(file, 1, 1))
-    unused: Counter[str] = Counter(key for key in root.entries if key in schema.DOCUMENT_UNUSED)
+    unused: Counter[str] = Counter(key for key in root.entries if key in keys.DOCUMENT_UNUSED)
 
     def note(key: str) -> None:
         unused[key] += 1
@@ -120,10 +119,10 @@ def _section(root: Map, key: str) -> Map:
 
 
 def _check_top(root: Map) -> None:
-    for key, hint in schema.REFUSED.items():
+    for key, hint in keys.REFUSED.items():
         if key in root.entries:
             raise root.keys[key].error(f"{key} is not supported", hint)
-    check_keys(root, (*schema.DOCUMENT, *schema.DOCUMENT_UNUSED), "a topology")
+    check_keys(root, (*keys.DOCUMENT, *keys.DOCUMENT_UNUSED), "a topology")
 
 
 def _project(root: Map, folder: str, mark: Mark) -> str:

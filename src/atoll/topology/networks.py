@@ -9,7 +9,7 @@ from msgspec import structs
 from atoll import ipam
 from atoll.engine.network_request import HostFacts, NetworkRequest, choose
 from atoll.model import DRIVERS, PREDEFINED, check_labels, check_name
-from atoll.topology import schema
+from atoll.topology import keys
 from atoll.topology.source import Map, Mark, as_boolean, as_list, as_map, as_number, as_pairs, as_text, at, check_keys
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _check(made: Described, mark: Mark, others: list[Network]) -> Network:
 
 
 def _network(key: str, mark: Mark, node: Map, project: str, unused: Callable[[str], None]) -> Described:
-    check_keys(node, schema.NETWORK, f"network {key}")
+    check_keys(node, keys.NETWORK, f"network {key}")
     entries = node.entries
     name = f"{project}_{key}"
     if "name" in entries:
@@ -85,8 +85,7 @@ def _network(key: str, mark: Mark, node: Map, project: str, unused: Callable[[st
         return Described(name, None)
     with at(entries["name"].mark if "name" in entries else mark):
         check_name(name, "network")
-    options = {"driver": _driver(entries["driver"])} if "driver" in entries else {}
-    request = NetworkRequest(name=name, **options)
+    request = NetworkRequest(name=name, driver=_driver(entries["driver"]) if "driver" in entries else "bridge")
     changes: dict[str, object] = {}
     for yaml_key, field in (("internal", "internal"), ("enable_ipv6", "ipv6"), ("enable_ipv4", "ipv4")):
         if yaml_key in entries:
@@ -129,7 +128,7 @@ def _driver(node: Node) -> str:
 
 
 def _extras(node: Map) -> dict[str, object]:
-    check_keys(node, schema.NETWORK_EXTRAS, "x-atoll")
+    check_keys(node, keys.NETWORK_EXTRAS, "x-atoll")
     changes: dict[str, object] = {}
     for key, value in node.entries.items():
         if key == "mtu":
@@ -146,7 +145,7 @@ def _extras(node: Map) -> dict[str, object]:
 
 
 def _ipam(node: Map, unused: Callable[[str], None]) -> tuple[dict[str, object], tuple[Prefix, ...]]:
-    check_keys(node, (*schema.IPAM, *schema.IPAM_UNUSED), "ipam")
+    check_keys(node, (*keys.IPAM, *keys.IPAM_UNUSED), "ipam")
     driver = node.entries.get("driver")
     if driver is not None and as_text(driver, "driver") != "default":
         raise driver.mark.error(f"ipam driver {as_text(driver, 'driver')[:40]!r} is unknown", "expected default")
@@ -158,7 +157,7 @@ def _ipam(node: Map, unused: Callable[[str], None]) -> tuple[dict[str, object], 
     reserved: dict[str, str] = {}
     for item in as_list(node.entries["config"], "config") if "config" in node.entries else ():
         entry = as_map(item, "an entry of config")
-        check_keys(entry, schema.IPAM_CONFIG, "config")
+        check_keys(entry, keys.IPAM_CONFIG, "config")
         if "subnet" not in entry.entries:
             raise item.mark.error("an entry of config has no subnet", "expected subnet: ADDRESS/LENGTH")
         where = entry.entries["subnet"]

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from atoll.model import parse_publish
-from atoll.topology import schema
+from atoll.topology import keys
 from atoll.topology.source import Map, as_list, as_map, as_number, as_text, at, check_keys
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def _short(node: Node) -> str:
 
 def _long(node: Node, unused: Callable[[str], None]) -> str:
     found = as_map(node, "a port")
-    check_keys(found, (*schema.PORT, *schema.PORT_UNUSED), "a port")
-    for key in schema.PORT_UNUSED:
+    check_keys(found, (*keys.PORT, *keys.PORT_UNUSED), "a port")
+    for key in keys.PORT_UNUSED:
         if key in found.entries:
             unused(f"ports.{key}")
     if "target" not in found.entries:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import structs
 
 from atoll.model import check_interface, check_labels, check_mac, check_name
-from atoll.topology import schema
+from atoll.topology import keys
 from atoll.topology.networks import address_in
 from atoll.topology.ports import ports
 from atoll.topology.source import (
@@ -65,12 +65,12 @@ def outline(name: str, mark: Mark, node: Map, services: Map, unused: Callable[[s
     """What other services must know of a service; every key is checked here."""
     with at(mark):
         check_name(name, "service")
-    for key, hint in schema.REFUSED.items():
+    for key, hint in keys.REFUSED.items():
         if key in node.entries:
             raise node.keys[key].error(f"{key} is not supported", hint)
-    check_keys(node, (*schema.SERVICE, *schema.SERVICE_UNUSED), f"service {name}")
+    check_keys(node, (*keys.SERVICE, *keys.SERVICE_UNUSED), f"service {name}")
     for key in node.entries:
-        if key in schema.SERVICE_UNUSED:
+        if key in keys.SERVICE_UNUSED:
             unused(key)
     after = _after(node, services)
     shares = ""
@@ -216,8 +216,8 @@ def _described(key: str, mark: Mark, context: Context) -> Described:
 
 def _connection(service: Service, node: Map, described: Described, context: Context) -> tuple[int, Connection]:
     entries = node.entries
-    check_keys(node, (*schema.CONNECTION, *schema.CONNECTION_UNUSED), "a service's network")
-    for key in schema.CONNECTION_UNUSED:
+    check_keys(node, (*keys.CONNECTION, *keys.CONNECTION_UNUSED), "a service's network")
+    for key in keys.CONNECTION_UNUSED:
         if key in entries:
             context.unused(f"networks.{key}")
     aliases = [service.name]
@@ -279,7 +279,7 @@ def _command(service: Service, context: Context) -> tuple[str, ...]:
     node = service.node
     extras = as_map(node.entries["x-atoll"], "x-atoll") if "x-atoll" in node.entries else None
     if extras is not None:
-        check_keys(extras, schema.SERVICE_EXTRAS, "x-atoll")
+        check_keys(extras, keys.SERVICE_EXTRAS, "x-atoll")
         if "command" in extras.entries:
             return _words(extras.entries["command"], "command")
     found = [key for key in ("entrypoint", "command") if key in node.entries]
@@ -327,7 +327,7 @@ def _passed(name: str, context: Context) -> dict[str, str]:
 
 def _env_file(node: Node, context: Context) -> dict[str, str]:
     required = True
-    where = node
+    where: Node = node
     if isinstance(node, Map):
         check_keys(node, ("path", "required", "format"), "env_file")
         if "path" not in node.entries:

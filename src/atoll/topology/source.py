@@ -78,6 +78,7 @@ def at(mark: Mark) -> Iterator[None]:
 
 def read(path: str) -> str:
     """A file's text. Raises `NotFound` or `Invalid`."""
+    data = b""
     try:
         with open(path, "rb") as file:
             data = file.read(_MOST_BYTES + 1)
@@ -87,8 +88,8 @@ def read(path: str) -> str:
     except OSError as error:
         raise Invalid(f"reading {path}: {error.strerror}", "give a file that can be read with -f") from None
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise Invalid(f"{path}:{line}:{error.start - data.rfind(b'\n', 0, error.start)}: not UTF-8", "expected text in UTF-8") from None
+        line, column = data.count(b"\n", 0, error.start) + 1, error.start - data.rfind(b"\n", 0, error.start)
+        raise Mark(path, line, column).error("not UTF-8", "expected text in UTF-8") from None
     if len(data) > _MOST_BYTES:
         raise Invalid(f"{path}:1:1: larger than {_MOST_BYTES // 1024} KiB", "split it up")
     return text
@@ -102,8 +103,7 @@ def parse(text: str, file: str, variables: Mapping[str, str]) -> Map:
         _check_events(text, file)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        where = error.problem_mark or error.context_mark
-        mark = Mark(file, where.line + 1, where.column + 1) if where is not None else Mark(file, 1, 1)
+        mark = _mark(file, error.problem_mark or error.context_mark)
         raise mark.error(f"not YAML: {error.problem or error.context}", "expected a map of names to values") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -122,11 +122,15 @@ def _check_events(text: str, file: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        mark = Mark(file, event.start_mark.line + 1, event.start_mark.column + 1)
+        mark = _mark(file, event.start_mark)
         if depth > _MOST_DEPTH:
             raise mark.error(f"nested deeper than {_MOST_DEPTH} levels", "a topology needs no more")
-        if getattr(event, "tag", None) is not None:
-            raise mark.error(f"a tag ({event.tag[:40]})", "expected plain values; tags aren't used")
+        if tag := getattr(event, "tag", None):
+            raise mark.error(f"a tag ({tag[:40]})", "expected plain values; tags aren't used")
+
+
+def _mark(file: str, found: yaml.Mark | None) -> Mark:
+    return Mark(file, 1, 1) if found is None else Mark(file, found.line + 1, found.column + 1)
 
 
 class _Tree:
@@ -176,7 +180,7 @@ class _Tree:
         return [item for item in items if isinstance(item, Map)]
 
     def _mark(self, node: yaml.Node) -> Mark:
-        return Mark(self._file, node.start_mark.line + 1, node.start_mark.column + 1)
+        return _mark(self._file, node.start_mark)
 
 
 # --- variables -----------------------------------------------------------------------------------------------------------------------
