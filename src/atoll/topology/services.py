@@ -27,6 +27,7 @@ from atoll.topology.source import (
     at,
     check_keys,
     dotenv,
+    is_null,
 )
 from atoll.topology.value import Connection, Place, Program
 
@@ -293,7 +294,7 @@ def _command(service: Service, context: Context) -> tuple[str, ...]:
 def _words(node: Node, what: str) -> tuple[str, ...]:
     if isinstance(node, List):
         return tuple(as_texts(node, what))
-    if isinstance(node, Scalar) and node.kind == "null":
+    if is_null(node):
         return ()
     try:
         return tuple(shlex.split(as_text(node, what)))
@@ -314,9 +315,8 @@ def _environment(node: Map, context: Context) -> dict[str, str]:
                 name, separator, value = as_text(item, "environment").partition("=")
                 found |= {name: value} if separator else _passed(name, context)
         else:
-            for name, value in as_map(given, "environment").entries.items():
-                null = isinstance(value, Scalar) and value.kind == "null"
-                found |= _passed(name, context) if null else {name: as_text(value, name)}
+            for key, variable in as_map(given, "environment").entries.items():
+                found |= _passed(key, context) if is_null(variable) else {key: as_text(variable, key)}
     return found
 
 

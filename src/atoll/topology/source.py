@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import os
 import re
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 import yaml
 
@@ -43,6 +43,15 @@ class Mark(NamedTuple):
 
     def error(self, what: str, expected: str = "") -> Invalid:
         return Invalid(f"{self}: {what}", expected)
+
+
+class _Position(Protocol):
+    """YAML's own mark; lines and columns from 0."""
+
+    @property
+    def line(self) -> int: ...
+    @property
+    def column(self) -> int: ...
 
 
 class Scalar(NamedTuple):
@@ -129,7 +138,7 @@ def _check_events(text: str, file: str) -> None:
             raise mark.error(f"a tag ({tag[:40]})", "expected plain values; tags aren't used")
 
 
-def _mark(file: str, found: yaml.Mark | None) -> Mark:
+def _mark(file: str, found: _Position | None) -> Mark:
     return Mark(file, 1, 1) if found is None else Mark(file, found.line + 1, found.column + 1)
 
 
@@ -258,13 +267,17 @@ def dotenv(path: str) -> dict[str, str]:
 # --- reading the tree ----------------------------------------------------------------------------------------------------------------
 
 
+def is_null(node: Node) -> bool:
+    return isinstance(node, Scalar) and node.kind == "null"
+
+
 def describe(node: Node) -> str:
     return {Map: "map", List: "list"}.get(type(node), node.kind if isinstance(node, Scalar) else "")
 
 
 def as_map(node: Node, what: str) -> Map:
     """A map; nothing at all is an empty one."""
-    if isinstance(node, Scalar) and node.kind == "null":
+    if is_null(node):
         return Map(node.mark, {}, {})
     if not isinstance(node, Map):
         raise node.mark.error(f"{what} is a {describe(node)}", "expected a map")
@@ -272,7 +285,7 @@ def as_map(node: Node, what: str) -> Map:
 
 
 def as_list(node: Node, what: str) -> tuple[Node, ...]:
-    if isinstance(node, Scalar) and node.kind == "null":
+    if is_null(node):
         return ()
     if not isinstance(node, List):
         raise node.mark.error(f"{what} is a {describe(node)}", "expected a list")
@@ -310,10 +323,7 @@ def as_pairs(node: Node, what: str) -> dict[str, str]:
     """A map of text, or a list of `NAME=value`. A name without a value has an empty one."""
     if isinstance(node, List):
         return {name: value for name, _, value in (as_text(item, what).partition("=") for item in node.items)}
-    return {
-        name: "" if isinstance(value, Scalar) and value.kind == "null" else as_text(value, f"{what} {name}")
-        for name, value in as_map(node, what).entries.items()
-    }
+    return {name: "" if is_null(value) else as_text(value, f"{what} {name}") for name, value in as_map(node, what).entries.items()}
 
 
 def check_keys(found: Map, known: Collection[str], what: str) -> None:
