@@ -16,6 +16,7 @@ import pytest
 from tests.daemon.processes import ATOLL
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.daemon.processes import CommandLine
@@ -24,8 +25,8 @@ SVG: Final = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
-def drawn(atoll: CommandLine) -> CommandLine:
-    """Two networks with a namespace on each and one on both, on a host with an uplink that another network has as its parent."""
+def drawn(atoll: CommandLine) -> Iterator[CommandLine]:
+    """Two networks with namespaces on each and one on both, on a host with an uplink that another network has as its parent."""
     for command in ("ip link add up0 type veth peer name other0", "ip address add 192.0.2.1/24 dev up0", "ip link set up0 up"):
         subprocess.run(command.split(), check=True)
     atoll.says("network", "create", "web", "--subnet", "10.9.2.0/24", "--subnet", "fd09:2::/64")
@@ -35,7 +36,9 @@ def drawn(atoll: CommandLine) -> CommandLine:
     atoll.says("connect", "web", "r1", "-p", "8080:80", "--alias", "shop")
     atoll.says("connect", "db", "r1")
     atoll.says("connect", "db", "r2")
-    return atoll
+    atoll.says("run", "--detach", "--name", "r4", "--network", "web", "--", "sleep", "600")
+    yield atoll
+    atoll.says("stop", "-t", "0", "r4")
 
 
 def test_the_host_says_where_it_is_joined_to_the_outside(drawn: CommandLine) -> None:
@@ -83,11 +86,13 @@ def test_json_is_what_the_other_forms_are_drawn_from(drawn: CommandLine) -> None
         ("r1", ["web", "db"]),
         ("r2", ["db"]),
         ("r3", []),
+        ("r4", ["web"]),
     ]
     assert shown["uplinks"] == [{"interface": "up0", "addresses": ["192.0.2.1/24"]}]
     part = json.loads(drawn.says("graph", "--format", "json", "--network", "web"))
     assert [network["name"] for network in part["networks"]] == ["web"]
-    assert [item["name"] for item in part["namespaces"]] == ["r1"]
+    assert [item["name"] for item in part["namespaces"]] == ["r1", "r4"]
+    assert [item["about"] for item in part["namespaces"]] == ["", "sleep 600"]
 
 
 def test_the_drawing_is_as_wide_as_the_terminal_and_coloured_only_there(drawn: CommandLine) -> None:

@@ -71,7 +71,7 @@ NAMESPACES: Final[list[dict[str, Any]]] = [
         ],
     },
     {"name": "r2", "source": "", "endpoints": [{"network": "lan", "interface": "eth0", "addresses": ["192.0.2.9/24"]}]},
-    {"name": "r3", "source": "", "run": {"command": ["sleep", "60"]}, "endpoints": []},
+    {"name": "r3", "source": "", "command": ["sleep", "60"], "endpoints": []},
 ]
 HOST: Final = {"hostname": "here", "uplinks": [{"interface": "eth0", "addresses": ["192.0.2.1/24"]}]}
 

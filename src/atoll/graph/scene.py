@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -150,12 +151,9 @@ def _way_out(view: View) -> str:
 
 
 def _namespace(view: View, places: Collection[str]) -> Namespace:
-    run = view.get("run") or {}
-    command = run.get("command", "")
-    about = command if isinstance(command, str) else " ".join(command)
     return Namespace(
         name=view["name"],
-        about=about or view.get("source", ""),
+        about=shlex.join(view.get("command", ())) or view.get("source", ""),
         endpoints=tuple(_endpoint(end) for end in view["endpoints"] if end["network"] in places),
     )
 
