@@ -289,7 +289,7 @@ ROWS = (
     ),
     Row(
         "answers",
-        "DNS answers from one core to 100 questions under way",
+        "DNS answers to 100 questions under way, one core",
         "1,000/s",
         _client_rounds,
         _answer_variants,
