@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +17,7 @@ import msgspec
 from atoll.dns import wire
 from atoll.dns.batch import SIZE, Batch
 from atoll.dns.forward import Forwarder, HostServers, Waiter
+from atoll.dns.frames import STATS, put, take
 from atoll.dns.loop import READ, WRITE, Loop
 from atoll.dns.stream import Streams
 from atoll.dns.zone import Client, Done, Update, Zone
@@ -39,12 +39,6 @@ _IP_FREEBIND: Final = 15
 _IPV6_FREEBIND: Final = 78
 #: Seconds until an address that can't be listened on is tried again.
 RETRY: Final = 1.0
-#: Nobody we know; they share one budget, so it can't be a namespace's name.
-STRANGER: Final = "?"
-
-_LENGTH: Final = struct.Struct(">IB")
-#: What a message on the line to the parent is: see `Line`.
-UPDATE, STATS = 1, 2
 
 
 class Server:
@@ -272,10 +266,8 @@ def _bound(address: str, port: int, kind: int) -> socket.socket:
 
 
 class Line:
-    """The line to the parent, a stream of messages: length and kind, then the body as msgpack. Each is answered by one of its kind.
-
-    A parent that doesn't read its answers keeps nobody waiting but itself.
-    """
+    """The line to the parent, which has one answer to each of its messages. A parent that doesn't read them keeps nobody waiting but
+    itself."""
 
     def __init__(self, line: socket.socket, server: Server) -> None:
         self._socket, self._server = line, server
@@ -314,23 +306,6 @@ class Line:
         except OSError:  # the parent has gone, as will be read
             self._out.clear()
         self._server.loop.change(self._socket.fileno(), READ | WRITE if self._out else READ)
-
-
-def put(kind: int, body: bytes) -> bytes:
-    return _LENGTH.pack(len(body), kind) + body
-
-
-def take(buffer: bytearray) -> tuple[int, bytes] | None:
-    """The first whole message of a buffer, which loses it."""
-    if len(buffer) < _LENGTH.size:
-        return None
-    size, kind = _LENGTH.unpack_from(buffer)
-    end = _LENGTH.size + size
-    if len(buffer) < end:
-        return None
-    body = bytes(buffer[_LENGTH.size : end])
-    del buffer[:end]
-    return kind, body
 
 
 def close_others(keep: int) -> None:
