@@ -270,3 +270,12 @@ def test_updates_may_be_sent_together_and_waited_for_in_any_order(server: NameSe
         server.send(Update(serial))
     assert [server.wait(serial) for serial in (4, 2, 3)] == [(), (), ()]
     assert server.stats()["networks"] == 2
+
+
+def test_a_parent_that_does_not_wait_holds_up_nobody(server: NameServer, front: Machine) -> None:
+    for serial in range(2, 3000):
+        server.send(Update(serial, endpoints=(endpoint("front", 100, f"name{serial}"),)))
+        if serial % 500 == 0:
+            assert ask(front, v4("front", WEB), v4("front", 1), "db") == [v4("front", DB)]
+    assert server.wait(2999) == ()
+    assert ask(front, v4("front", WEB), v4("front", 1), "name2999") == [v4("front", 100)]

@@ -275,11 +275,11 @@ def test_an_internal_network_lets_nothing_out(front: Machine, out: Machine, serv
         assert upstream.asked == []
 
 
-def test_dnsmasq_is_a_server_like_any(front: Machine, out: Machine, tmp_path: Path) -> None:
+def test_dnsmasq_is_a_server_like_any(front: Machine, out: Machine) -> None:
     program = shutil.which("dnsmasq", path=os.environ["PATH"] + ":/usr/sbin")
     if program is None:
         pytest.skip("dnsmasq is not installed: apt-get install dnsmasq-base")
-    command = [program, "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--pid-file=", "--user=root"]
+    command = [program, "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"]
     command += [f"--listen-address={v4('out', S1)}", "--bind-interfaces", "--host-record=www.example,192.0.2.7", "--local=/example/"]
     with out.popen(command, stderr=subprocess.DEVNULL) as process:
         try:

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from atoll.dns.server import STATS, UPDATE, put, take
+from atoll.dns.frames import STATS, UPDATE, put, take
 from atoll.dns.zone import Done, Update
 from atoll.errors import Failed
 

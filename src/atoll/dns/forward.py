@@ -29,8 +29,10 @@ SERVERS: Final = 3
 HEAD_START: Final = 0.1
 AGAIN: Final = 1.5
 PATIENCE: Final = 5.0
-#: Questions under way, in total and of one client; and how many of a client's a second, which may pile up to twice as many.
+#: Questions under way, and who waits for them, in total and of one client; and how many questions of a client's are taken a second,
+#: which may pile up to twice as many.
 UNDER_WAY: Final = 2048
+WAITING: Final = 8192
 OF_CLIENT: Final = 256
 RATE: Final = 2000
 
@@ -105,7 +107,7 @@ class Forwarder:
         self.loop = loop
         self.cache = Cache()
         self.flights: dict[object, _Flight] = {}
-        self.sent = self.shed = 0
+        self.sent = self.shed = self.waiting = 0
         self._budgets: dict[str, _Budget] = {}
 
     def ask(self, waiter: Waiter, data: bytes, servers: tuple[str, ...], transport: str) -> None:
@@ -123,11 +125,13 @@ class Forwarder:
         # What is like no other question waits for nobody.
         together: object = (key, transport, edns and edns.payload) if plain else object()
         flight = self.flights.get(together)
-        if not targets or not budget.take() or (flight is None and len(self.flights) >= UNDER_WAY):
+        full = self.waiting >= WAITING or (flight is None and len(self.flights) >= UNDER_WAY)
+        if not targets or full or not budget.take():
             self.shed += bool(targets)
             waiter.tell(_failure(waiter))
             return
         budget.waiting += 1
+        self.waiting += 1
         if flight is None:
             flight = self.flights[together] = _Flight(self, together, key if plain else None, data, query, targets, transport)
             flight.waiters.append(waiter)
@@ -141,6 +145,7 @@ class Forwarder:
     def end(self, flight: _Flight, data: bytes | None) -> None:
         """A question has its answer, or none."""
         del self.flights[flight.together]
+        self.waiting -= len(flight.waiters)
         for waiter in flight.waiters:
             self._budgets[waiter.client].waiting -= 1
             if data is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +17,8 @@ import msgspec
 from atoll.dns import wire
 from atoll.dns.batch import SIZE, Batch
 from atoll.dns.forward import Forwarder, HostServers, Waiter
-from atoll.dns.loop import READ, Loop
+from atoll.dns.frames import STATS, put, take
+from atoll.dns.loop import READ, WRITE, Loop
 from atoll.dns.stream import Streams
 from atoll.dns.zone import Client, Done, Update, Zone
 
@@ -32,17 +32,13 @@ ALONE: Final = 16
 SEVERAL: Final = 4
 #: Bytes of questions that wait for us while we are busy.
 WAITING: Final = 4 << 20
+#: Bytes that the kernel keeps each way for a TCP connection.
+STREAM: Final = 64 << 10
 _SO_RCVBUFFORCE: Final = 33
 _IP_FREEBIND: Final = 15
 _IPV6_FREEBIND: Final = 78
 #: Seconds until an address that can't be listened on is tried again.
 RETRY: Final = 1.0
-#: Nobody we know; they share one budget, so it can't be a namespace's name.
-STRANGER: Final = "?"
-
-_LENGTH: Final = struct.Struct(">IB")
-#: What a message on the line to the parent is: see `Line`.
-UPDATE, STATS = 1, 2
 
 
 class Server:
@@ -255,6 +251,8 @@ def _bound(address: str, port: int, kind: int) -> socket.socket:
         made.setsockopt(*((socket.IPPROTO_IPV6, _IPV6_FREEBIND) if six else (socket.IPPROTO_IP, _IP_FREEBIND)), 1)
         if kind == socket.SOCK_STREAM:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # of each connection, of which there may be many
+                made.setsockopt(socket.SOL_SOCKET, option, STREAM)
         else:
             try:
                 made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, WAITING)
@@ -268,18 +266,25 @@ def _bound(address: str, port: int, kind: int) -> socket.socket:
 
 
 class Line:
-    """The line to the parent, a stream of messages: length and kind, then the body as msgpack. Each is answered by one of its kind."""
+    """The line to the parent, which has one answer to each of its messages. A parent that doesn't read them keeps nobody waiting but
+    itself."""
 
     def __init__(self, line: socket.socket, server: Server) -> None:
         self._socket, self._server = line, server
-        self._in = bytearray()
+        self._in, self._out = bytearray(), bytearray()
         self._decoder = msgspec.msgpack.Decoder(Update)
+        line.setblocking(False)
         server.loop.watch(line.fileno(), READ, self._ready)
 
-    def _ready(self, _: int) -> None:
-        # What has come is taken; sent is blocking, as the parent waits for it.
+    def _ready(self, events: int) -> None:
         try:
+            if events & WRITE:
+                self._flush()
+            if not events & ~WRITE:
+                return
             data = self._socket.recv(1 << 20)
+        except BlockingIOError:
+            return
         except OSError:
             data = b""
         if not data:
@@ -289,28 +294,18 @@ class Line:
         while (message := take(self._in)) is not None:
             kind, body = message
             answer = self._server.stats() if kind == STATS else self._server.update(self._decoder.decode(body))
-            try:
-                self._socket.sendall(put(kind, msgspec.msgpack.encode(answer)))
-            except OSError:
-                self._server.loop.stop()
-                return
+            self._out += put(kind, msgspec.msgpack.encode(answer))
+        self._flush()
 
-
-def put(kind: int, body: bytes) -> bytes:
-    return _LENGTH.pack(len(body), kind) + body
-
-
-def take(buffer: bytearray) -> tuple[int, bytes] | None:
-    """The first whole message of a buffer, which loses it."""
-    if len(buffer) < _LENGTH.size:
-        return None
-    size, kind = _LENGTH.unpack_from(buffer)
-    end = _LENGTH.size + size
-    if len(buffer) < end:
-        return None
-    body = bytes(buffer[_LENGTH.size : end])
-    del buffer[:end]
-    return kind, body
+    def _flush(self) -> None:
+        try:
+            while self._out:
+                del self._out[: self._socket.send(self._out)]
+        except BlockingIOError:
+            pass
+        except OSError:  # the parent has gone, as will be read
+            self._out.clear()
+        self._server.loop.change(self._socket.fileno(), READ | WRITE if self._out else READ)
 
 
 def close_others(keep: int) -> None:

@@ -24,7 +24,7 @@ OF_CLIENT: Final = 32
 IDLE: Final = 3.0
 #: Questions of a connection under way, and bytes of answers that it hasn't taken, until it is read no further.
 UNDER_WAY: Final = 64
-UNTAKEN: Final = 256 << 10
+UNTAKEN: Final = 64 << 10
 _CHUNK: Final = 64 << 10
 _SWEEP: Final = 0.5
 

@@ -21,7 +21,7 @@ DOMAIN: Final = records.DOMAIN
 _SUFFIX: Final = records.SUFFIX
 
 #: Answers kept as bytes, of all views together.
-KEPT: Final = 32768
+KEPT: Final = 16384
 
 
 class NetworkNames(Struct, frozen=True):
