@@ -177,6 +177,34 @@ def test_ip_netns_exec_has_the_files_but_for_those_that_the_user_keeps(host: Non
         assert os.listdir(ETC_NETNS / "r3") == ["resolv.conf"]
 
 
+def test_a_change_of_the_hosts_own_files_reaches_namespaces_that_have_a_copy(host: None, tmp_path: Path) -> None:
+    with etc(tmp_path) as folder, Engine.open(dns=True, files=Files(tmp_path / "files")) as engine:
+        engine.create_network("web", subnets=["10.9.2.0/24"])
+        for name in ("r1", "r2"):
+            engine.create_namespace(name)
+        engine.connect("web", "r1")
+        before = (tmp_path / "files/r1/resolv.conf").read_text()
+        (folder / "resolv.conf").write_text("nameserver 192.0.2.53\n")
+        (folder / "hosts").write_text("192.0.2.9 printer\n")
+        engine.refresh_files()
+        assert (tmp_path / "files/r2/resolv.conf").read_text() == "nameserver 192.0.2.53\n"
+        assert (tmp_path / "files/r1/resolv.conf").read_text() == before
+        for name in ("r1", "r2"):
+            assert (tmp_path / f"files/{name}/hosts").read_text().endswith("::1\tlocalhost ip6-localhost ip6-loopback\n192.0.2.9 printer\n")
+
+
+def test_files_that_cannot_be_written_stop_nothing_and_are_told_of(host: None, tmp_path: Path) -> None:
+    (tmp_path / "files").write_text("in the way\n")
+    with Engine.open(dns=True, files=Files(tmp_path / "files")) as engine:
+        events: list[tuple[str, dict[str, Any]]] = []
+        engine.listener = lambda kind, fields: events.append((kind, fields))
+        engine.create_namespace("r1")
+        assert [kind for kind, _ in events] == ["files.fail", "namespace.create"]
+        assert events[0][1]["namespace"] == "r1"
+        engine.remove_namespace("r1")
+    assert (tmp_path / "files").read_text() == "in the way\n"
+
+
 def in_netns(name: str, *command: str) -> str:
     return subprocess.run(["ip", "netns", "exec", name, *command], capture_output=True, text=True, check=True).stdout
 
