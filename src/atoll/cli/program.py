@@ -118,8 +118,15 @@ def _enter(run: Mapping[str, Any], daemon: int) -> None:
         enter(place["path"], place["name"], daemon, place.get("files", {}))
         return
     host = f"/proc/{run['daemon']}/ns/net"
-    if daemon or os.readlink(host) != os.readlink("/proc/self/ns/net"):
+    if daemon or not _is_here(host):
         enter(host, run["name"], daemon, {})
+
+
+def _is_here(path: str) -> bool:
+    try:
+        return os.path.samefile(path, "/proc/self/ns/net")
+    except OSError:
+        return False
 
 
 def _rename(hostname: str) -> None:
