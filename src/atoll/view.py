@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import socket
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from atoll.model import PREDEFINED
+from atoll.kernel import rtnl
+from atoll.model import BRIDGE_PREFIX, PREDEFINED
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
     from atoll.model import Endpoint, Namespace, Network, Run
+
+#: The kernel's number of the main routing table (rtnetlink(7)).
+_MAIN: Final = 254
+
+
+def host_view(engine: Engine) -> dict[str, Any]:
+    """The host's name and the interfaces that lead outside: those of default routes; where there are none, those with addresses."""
+    sock = engine.host.rtnl
+    addresses: dict[int, list[str]] = {}
+    for row in rtnl.addresses(sock):
+        if not row.interface.is_link_local:
+            addresses.setdefault(row.ifindex, []).append(str(row.interface))
+    defaults = {route.ifindex for route in rtnl.routes(sock) if route.destination is None and route.table == _MAIN}
+    ours = {bridge for network in engine.networks() for bridge in network.bridges()}
+    links = [link for link in rtnl.links(sock) if link.name != "lo" and link.name not in ours and not link.name.startswith(BRIDGE_PREFIX)]
+    shown = [link for link in links if link.ifindex in defaults] or [link for link in links if link.ifindex in addresses]
+    parents = {network.parent for network in engine.networks() if network.parent}
+    shown += [link for link in links if link.name in parents and link not in shown]
+    return {
+        "hostname": socket.gethostname(),
+        "uplinks": [{"interface": link.name, "addresses": addresses.get(link.ifindex, [])} for link in shown],
+    }
 
 
 def network_view(engine: Engine, network: Network) -> dict[str, Any]:

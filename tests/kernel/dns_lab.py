@@ -140,7 +140,8 @@ class Upstream:
             for kind, handler in ((socket.SOCK_DGRAM, self._datagram), (socket.SOCK_STREAM, self._connection)):
                 made = machine.run(lambda family=family, kind=kind: socket.socket(family, kind))  # type: ignore[misc]
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                made.bind((address, 53))
+                text, _, scope = address.partition("%")
+                made.bind((text, 53, 0, int(scope or 0)) if ":" in text else (text, 53))
                 if kind == socket.SOCK_STREAM:
                     made.listen()
                 self._selector.register(made, selectors.EVENT_READ, handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -16,8 +17,6 @@ import dns.rcode
 import pytest
 
 from atoll.dns.zone import NamespaceServers, NetworkNames, Update
-from atoll.kernel.host import interface_index
-from atoll.kernel.netlink import Socket
 from tests.kernel.dns_lab import (
     Upstream,
     answering,
@@ -138,7 +137,7 @@ def test_what_does_not_exist_is_kept_as_long_as_its_soa_says(front: Machine, out
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-@pytest.mark.parametrize("first", [silent, answering(rcode="SERVFAIL"), answering(rcode="REFUSED")])
+@pytest.mark.parametrize("first", [silent, answering(rcode="SERVFAIL"), answering(rcode="REFUSED")], ids=["silent", "servfail", "refused"])
 def test_the_next_server_is_asked_where_one_fails(front: Machine, out: Machine, first: Reply, transport: str) -> None:
     with upstreams(out, first, answering("192.0.2.2")):
         assert asked(front, "www.example", transport=transport) == ["192.0.2.2"]
@@ -254,24 +253,11 @@ def test_the_namespaces_servers_go_before_the_networks_and_those_before_the_host
 
 
 def test_a_scoped_address_is_a_server(front: Machine, out: Machine, server: NameServer, resolv_conf: Path) -> None:
-    with Socket() as sock:
-        interface_index(sock, "out")
-    link_local = next(
-        line.split()[3].split("/")[0]
-        for line in out.run(lambda: subprocess.run(["ip", "-o", "-6", "addr", "show", "dev", "eth0", "scope", "link"], capture_output=True))
-        .stdout.decode()
-        .splitlines()
-    )
-    index = out.run(lambda: _index("eth0"))
-    with Upstream(out, [f"{link_local}%{index}"], answering("192.0.2.9")):
-        resolv_conf.write_text(f"nameserver {link_local}%out\n")
+    out.configure("eth0", ["fe80::53/64"])
+    with Upstream(out, [f"fe80::53%{out.run(lambda: socket.if_nametoindex('eth0'))}"], answering("192.0.2.9")):
+        resolv_conf.write_text("nameserver fe80::53%out\n")
         tell(server, network_names("front"), serial=2)
         assert asked(front, "www.example") == ["192.0.2.9"]
-
-
-def _index(name: str) -> int:
-    with Socket() as sock:
-        return interface_index(sock, name)
 
 
 def test_we_never_ask_ourselves(front: Machine, server: NameServer, resolv_conf: Path) -> None:

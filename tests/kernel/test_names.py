@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import dns.flags
@@ -23,7 +24,6 @@ from tests.support import PATIENCE, Inside, Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.support import Place, Transport
 
@@ -252,9 +252,9 @@ def test_files_say_what_the_networks_are_and_go_with_the_namespace(named: Engine
     )
     named.disconnect("web", "r2")
     assert (folder / "resolv.conf").read_text() == f"{head}nameserver 10.2.0.1\nsearch db.atoll\noptions ndots:0\n"
-    assert (folder / "hosts").read_text() == (
-        f"{head}127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n10.2.0.12\tr2.db.atoll r2\n"
-    )
+    text = (folder / "hosts").read_text()
+    assert text.startswith(f"{head}10.2.0.12\tr2.db.atoll r2\n")
+    assert text.endswith(Path("/etc/hosts").read_text())
     for name in ("r1", "r2", "r3"):
         named.remove_namespace(name)
     assert os.listdir(tmp_path / "files") == []

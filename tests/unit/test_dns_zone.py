@@ -45,7 +45,7 @@ def told(known: Zone, source: str, name: str, kind: str = "A") -> Any:
         if not query.name.startswith("_"):
             known.keep(seen, query, data[2:], answer)
         kept = answer
-    message = dns.message.from_wire(data[:2] + (kept if isinstance(kept, bytes) else kept.bytes()))
+    message = dns.message.from_wire(data[:2] + (kept if isinstance(kept, bytes) else kept.message()))
     if message.rcode() or not message.answer:
         assert message.authority
         return message.rcode().name

@@ -49,12 +49,12 @@ def test_without_a_network_that_has_dns_a_namespace_has_the_hosts_resolv_conf_or
     assert names.resolv_conf(own, attached, "nameserver 192.0.2.53\n") == f"{HEAD}nameserver 192.0.2.1\nnameserver 2001:db8::1\n"
 
 
-def test_hosts_has_the_namespaces_own_name_at_each_of_its_addresses() -> None:
+def test_hosts_has_the_namespaces_own_name_at_each_of_its_addresses_and_what_the_host_has() -> None:
     attached = [on(network("web", 1, six=True)), on(network("db", 2), gateway_priority=1)]
-    assert names.hosts(R1, attached) == (
-        f"{HEAD}127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-        "10.9.2.2\tr1.db.atoll r1\n10.9.1.2\tr1.web.atoll r1\nfd09:1::2\tr1.web.atoll r1\n"
-    )
+    own = "10.9.2.2\tr1.db.atoll r1\n10.9.1.2\tr1.web.atoll r1\nfd09:1::2\tr1.web.atoll r1\n"
+    loopback = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    assert names.hosts(R1, attached, "127.0.0.1 localhost\n127.0.1.1 machine\n") == f"{HEAD}{own}127.0.0.1 localhost\n127.0.1.1 machine\n"
+    assert names.hosts(R1, attached, "127.0.1.1 machine") == f"{HEAD}{own}{loopback}127.0.1.1 machine"
 
 
 @given(st.lists(st.text("abc.-_", min_size=1, max_size=63), max_size=20))

@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "stop": ("atoll.cli.ps", "End programs: SIGTERM, then SIGKILL."),
     "wait": ("atoll.cli.ps", "Wait for detached programs to end, and print their exit codes."),
     "dns": ("atoll.cli.dns", "Ask for names, and have the host know them: lookup, status, install, uninstall."),
+    "graph": ("atoll.cli.graph", "Draw what there is: a picture for the terminal, SVG, PNG, dot, Mermaid or JSON."),
     "status": ("atoll.cli.system", "Show what the daemon manages and whether anything is in its way."),
     "doctor": ("atoll.cli.system", "Compare the model with the kernel, name every difference, repair it with --fix."),
     "events": ("atoll.cli.system", "Show what has happened; with --follow, as it happens."),

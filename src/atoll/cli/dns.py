@@ -117,12 +117,12 @@ def status(form: str) -> None:
     if form == "json":
         output.show_json(found["dns"] | {"networks": {item["name"]: _gateways(item) for item in served}})
         return
-    if not found["dns"]["pid"]:
+    if not found["dns"]["process"]:
         click.echo("no name server runs" + ("" if served else "; no network has names"))
     else:
         counts = found["dns"]
         click.echo(
-            f"name server {counts['pid']}: {counts['udp']} questions by UDP, {counts['tcp']} by TCP, {counts['forwarded']} forwarded"
+            f"name server {counts['process']}: {counts['udp']} questions by UDP, {counts['tcp']} by TCP, {counts['forwarded']} forwarded"
         )
     output.table(
         ("NETWORK", "DOMAIN", "AT", "SERVERS"),

@@ -17,7 +17,7 @@ from atoll.engine.network_request import NetworkRequest
 from atoll.engine.runs import RunRequest
 from atoll.errors import Invalid
 from atoll.model import parse_publish
-from atoll.view import endpoint_view, namespace_view, network_view, run_view
+from atoll.view import endpoint_view, host_view, namespace_view, network_view, run_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -173,6 +173,10 @@ def _prune_runs(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     return {"removed": [run.name for run in engine.prune_runs()]}
 
 
+def _host(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return host_view(engine)
+
+
 def _differences(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     return {"differences": _shown(engine.differences()), "errors": []}
 
@@ -226,6 +230,7 @@ ROUTES: Final[dict[tuple[str, str], Call]] = {
     ("GET", "/v1/runs/{run}"): Call(NoBody, _run),
     ("DELETE", "/v1/runs/{run}"): Call(NoBody, _forget_run),
     ("POST", "/v1/runs/{run}/exit"): Call(ExitBody, _report_exit),
+    ("GET", "/v1/host"): Call(NoBody, _host),
     ("GET", "/v1/doctor"): Call(NoBody, _differences),
     ("POST", "/v1/doctor"): Call(NoBody, _repair),
 }

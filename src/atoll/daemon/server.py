@@ -205,7 +205,7 @@ class Server:
                 "networks": len(engine.state.networks),
                 "namespaces": len(engine.state.namespaces),
                 "endpoints": len(engine.state.endpoints),
-                "dns": {"pid": engine.names.pid, **engine.names.stats()},
+                "dns": {"process": engine.names.pid, **engine.names.stats()},
                 "problems": [*self._neighbourhood.problems(), *({"what": what, "help": _DNS_HELP} for what in engine.names.faults())],
             }
 

@@ -159,7 +159,7 @@ class Forwarder:
 
 
 def _failure(waiter: Waiter) -> bytes:
-    return waiter.query.id.to_bytes(2, "big") + wire.build(waiter.query, wire.SERVFAIL, waiter.room).bytes()
+    return waiter.query.id.to_bytes(2, "big") + wire.build(waiter.query, wire.SERVFAIL, waiter.room).message()
 
 
 class _Flight:
@@ -278,7 +278,8 @@ class _Attempt:
             self._socket = None
 
     def _ready(self, _: int) -> None:
-        assert self._socket is not None
+        if self._socket is None:
+            return
         try:
             if self._stream and self._out:
                 self._out = self._out[self._socket.send(self._out) :]

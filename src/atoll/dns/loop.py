@@ -7,13 +7,14 @@ import itertools
 import select
 import time
 import traceback
-from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+#: Descriptors served in a row before timers have their turn.
+_EVENTS = 64
 #: Errors of ours that are shown; more would be somebody's way to fill a log.
 _SHOWN = 10
 BROKEN = select.EPOLLERR | select.EPOLLHUP
@@ -55,17 +56,20 @@ class Loop:
     def run(self) -> None:
         while self._running:
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            for fd, events in self._epoll.poll(timeout):
+            for fd, events in self._epoll.poll(timeout, _EVENTS):
                 if (handler := self._handlers.get(fd)) is not None:
-                    self._call(partial(handler, events))
+                    try:
+                        handler(events)
+                    except Exception:
+                        self._failed()
             now = time.monotonic() if self._timers else 0.0
             while self._timers and self._timers[0][0] <= now:
-                self._call(heapq.heappop(self._timers)[2])
+                try:
+                    heapq.heappop(self._timers)[2]()
+                except Exception:
+                    self._failed()
 
-    def _call(self, function: Callable[[], None]) -> None:
-        try:
-            function()
-        except Exception:
-            self.errors += 1
-            if self.errors <= _SHOWN:
-                traceback.print_exc()
+    def _failed(self) -> None:
+        self.errors += 1
+        if self.errors <= _SHOWN:
+            traceback.print_exc()

@@ -1,7 +1,7 @@
 """The name server: sockets on every gateway address, what is done with a question, and the line to the parent.
 
 A socket is bound to one address, so that an answer comes from where it was asked. Answers that were given before go out by the bytes
-of the question alone (`_Datagrams.ready`); the rest is decided in `Server.resolve`.
+of the question alone (`_Listener._datagrams`); the rest is decided in `Server.resolve`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from atoll.dns import wire
+from atoll.dns.batch import SIZE, Batch
 from atoll.dns.forward import Forwarder, HostServers, Waiter
 from atoll.dns.loop import READ, Loop
 from atoll.dns.stream import Streams
@@ -24,8 +25,11 @@ from atoll.dns.zone import Client, Done, Update, Zone
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Messages taken from one socket before the others have their turn.
-BATCH: Final = 256
+    from atoll.dns.batch import Peer
+
+#: Datagrams taken one by one until it is tried whether several wait, and how many are several.
+ALONE: Final = 16
+SEVERAL: Final = 4
 #: Bytes of questions that wait for us while we are busy.
 WAITING: Final = 4 << 20
 _SO_RCVBUFFORCE: Final = 33
@@ -50,6 +54,7 @@ class Server:
         self.forwarder = Forwarder(self.loop)
         self.streams = Streams(self)
         self.counts = dict.fromkeys(("udp", "tcp", "malformed", "refused", "unsent"), 0)
+        self.batches = {version: Batch(version) for version in (4, 6)}
         self.host_servers = HostServers(resolv_conf)
         self._port = port
         self._listeners: dict[str, _Listener] = {}
@@ -150,7 +155,7 @@ class Server:
         found = self.zone.find(client.view, query)
         if found is not None:
             answer_of_ours = wire.build(query, found.rcode, room, found.answers, found.extra)
-            first = answer_of_ours.bytes()
+            first = answer_of_ours.message()
             tell(data[:2] + first)
             # A service's answer holds more names than the one asked for, and an option may be of one question only.
             if transport == "udp" and not query.name.startswith("_") and not (query.edns and query.edns.options):
@@ -165,7 +170,7 @@ class Server:
         return True
 
     def _say(self, query: wire.Query, rcode: int, room: int, tell: Callable[[bytes], None]) -> bool:
-        tell(query.id.to_bytes(2, "big") + wire.build(query, rcode, room).bytes())
+        tell(query.id.to_bytes(2, "big") + wire.build(query, rcode, room).message())
         return True
 
 
@@ -175,6 +180,8 @@ class _Listener:
     def __init__(self, server: Server, address: str, port: int, network: str) -> None:
         self.network = network
         self._server = server
+        self._alone = ALONE
+        self._batch = server.batches[6 if ":" in address else 4]
         with contextlib.ExitStack() as stack:
             self._udp = stack.enter_context(_bound(address, port, socket.SOCK_DGRAM))
             self._tcp = stack.enter_context(_bound(address, port, socket.SOCK_STREAM))
@@ -192,27 +199,46 @@ class _Listener:
         self._server.streams.accept(self._tcp, self.network)
 
     def _datagrams(self, _: int) -> None:
-        receive, send, server = self._udp.recvfrom, self._udp.sendto, self._server
-        network = self.network
-        clients = server.zone.networks[network].clients
-        counts = server.counts
-        for count in range(BATCH):
-            try:
-                data, peer = receive(wire.LARGEST)
-            except OSError:
-                counts["udp"] += count
-                return
-            client = clients.get(peer[0])
-            if client is not None and (answer := client.view.answers.get(data[2:])) is not None:
-                try:
-                    send(data[:2] + (answer if type(answer) is bytes else answer.bytes()), peer)
-                except OSError:
-                    counts["unsent"] += 1
-            else:
-                server.resolve(data, network, client or server.client(network, peer[0]), "udp", partial(self._send, peer))
-        counts["udp"] += BATCH
+        """One datagram, which is answered soonest, or as many as there are, which is the least work for each: whichever suits."""
+        if self._alone:
+            self._alone -= 1
+            self._one()
+        elif self._many() < SEVERAL:
+            self._alone = ALONE
 
-    def _send(self, peer: tuple[str, int], answer: bytes) -> None:
+    def _one(self) -> None:
+        server, network = self._server, self.network
+        try:
+            data, peer = self._udp.recvfrom(SIZE)
+        except OSError:
+            return
+        server.counts["udp"] += 1
+        client = server.zone.networks[network].clients.get(peer[0])
+        if client is not None and (answer := client.view.answers.get(data[2:])) is not None:
+            self._send(peer, data[:2] + (answer if isinstance(answer, bytes) else answer.message()))
+        else:
+            server.resolve(data, network, client or server.client(network, peer[0]), "udp", partial(self._send, peer))
+
+    def _many(self) -> int:
+        """How many there were."""
+        server, network, batch, fd = self._server, self.network, self._batch, self._udp.fileno()
+        clients = server.zone.networks[network].clients
+        first = slot = 0
+        for slot, ((source,), (size,), (data,)) in enumerate(batch.receive(fd), 1):
+            client = clients.get(source)
+            if client is not None and (answer := client.view.answers.get(data[2:size])) is not None:
+                batch.answer(slot - 1, answer if isinstance(answer, bytes) else answer.message())
+                continue
+            # Answers leave in runs, which this one ends: its own may take a while.
+            server.counts["unsent"] += batch.send(fd, first, slot - 1)
+            first = slot
+            peer = batch.peer(slot - 1)
+            server.resolve(data[:size], network, client or server.client(network, peer[0]), "udp", partial(self._send, peer))
+        server.counts["unsent"] += batch.send(fd, first, slot)
+        server.counts["udp"] += slot
+        return slot
+
+    def _send(self, peer: Peer, answer: bytes) -> None:
         try:
             self._udp.sendto(answer, peer)
         except OSError:  # the peer has gone, or its queue is full: it will ask again

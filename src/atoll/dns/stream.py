@@ -7,13 +7,14 @@ for it stays bounded.
 from __future__ import annotations
 
 import errno
-import socket
 import time
 from typing import TYPE_CHECKING, Final
 
 from atoll.dns.loop import BROKEN, READ, WRITE
 
 if TYPE_CHECKING:
+    import socket
+
     from atoll.dns.server import Server
     from atoll.dns.zone import Client
 

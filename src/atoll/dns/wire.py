@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import socket
 import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -248,14 +249,14 @@ def opt(query: Query, rcode: int = NOERROR) -> bytes:
 
 
 class Answer:
-    """An answer without its id, ready to be sent: one of `records` in any order between the rest."""
+    """An answer without its id: records in any order between what stays the same."""
 
     __slots__ = ("_head", "_records", "_tail")
 
     def __init__(self, head: bytes, records: list[bytes], tail: bytes) -> None:
         self._head, self._records, self._tail = head, records, tail
 
-    def bytes(self) -> bytes:
+    def message(self) -> bytes:
         random.shuffle(self._records)
         return self._head + b"".join(self._records) + self._tail
 
@@ -304,6 +305,11 @@ def address_of(name: str) -> str:
     except ValueError:
         pass
     return ""
+
+
+def packed(address: str) -> bytes:
+    """An address as the kernel has it."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def reverse_of(address: str) -> str:

@@ -8,20 +8,17 @@ its cost does not depend on how much else is known.
 from __future__ import annotations
 
 import ipaddress
-import socket
-import struct
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Struct
 
-from atoll.dns import wire
+from atoll.dns import records, wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-DOMAIN: Final = "atoll"
-_SUFFIX: Final = f".{DOMAIN}"
+DOMAIN: Final = records.DOMAIN
+_SUFFIX: Final = records.SUFFIX
 
 #: Answers kept as bytes, of all views together.
 KEPT: Final = 32768
@@ -39,7 +36,7 @@ class NetworkNames(Struct, frozen=True):
 
 
 class EndpointNames(Struct, frozen=True):
-    """An endpoint's names, the first being that of its namespace, and addresses. `services`: inner port and protocol of what it publishes."""
+    """An endpoint's addresses and names, first that of its namespace. `services`: inner port and protocol of what it publishes."""
 
     id: str
     network: str
@@ -120,10 +117,10 @@ class View:
 
 
 class Known:
-    """A network with its endpoints. `clients` is by source address; `warm` are the views that keep answers about it."""
+    """A network with its endpoints. `clients` is by source address, as text and packed; `warm` are the views that keep answers about it."""
 
     def __init__(self, names: NetworkNames) -> None:
-        self.clients: dict[str, Client] = {}
+        self.clients: dict[str | bytes, Client] = {}
         self.warm: set[View] = set()
         self.endpoints: dict[str, EndpointNames] = {}
         self._named: dict[str, dict[str, EndpointNames]] = {}
@@ -152,7 +149,8 @@ class Known:
         for address in endpoint.addresses:
             if self._addressed.get(address) is endpoint:
                 del self._addressed[address]
-                self.clients.pop(address, None)
+                for key in (address, wire.packed(address)):
+                    self.clients.pop(key, None)
 
     def named(self, name: str) -> Iterable[EndpointNames]:
         return self._named.get(name, {}).values()
@@ -264,7 +262,7 @@ class Zone:
                 network = self.networks[self._network_of[endpoint]]
                 for address in network.endpoints[endpoint].addresses:
                     if network.addressed(address) is network.endpoints[endpoint]:
-                        network.clients[address] = client
+                        network.clients[address] = network.clients[wire.packed(address)] = client
         else:
             self._endpoints_of.pop(namespace, None)
         if before is not None:
@@ -328,7 +326,7 @@ class Zone:
         if endpoints:
             return self._of_name(query, endpoints)
         if name.startswith("_") and (service := self._service(view, name)):
-            return _services(query, service)
+            return Found(0, *records.services(service)) if query.kind in (wire.SRV, wire.ANY) else Found()
         if name.endswith(_SUFFIX):
             inside = name.removesuffix(_SUFFIX)
             exists = any(network.domain == inside for network in self._seen_by(view))
@@ -362,9 +360,9 @@ class Zone:
     def _of_name(self, query: wire.Query, endpoints: list[tuple[Known, EndpointNames]]) -> Found:
         match query.kind:
             case wire.A | wire.AAAA:
-                return Found(answers=tuple(_records(query.kind, endpoints)))
+                return Found(answers=tuple(records.addresses(query.kind, endpoints)))
             case wire.ANY:  # one of what there is will do, RFC 8482
-                every = [*_records(wire.A, endpoints), *_records(wire.AAAA, endpoints)]
+                every = [*records.addresses(wire.A, endpoints), *records.addresses(wire.AAAA, endpoints)]
                 return Found(answers=tuple(every[:1]))
             case _:
                 return Found()
@@ -373,9 +371,9 @@ class Zone:
         targets = []
         inside = False
         for network in self._seen_by(view):
-            if (endpoint := network.addressed(address)) is not None and endpoint.names and (target := _full(network, endpoint)):
+            if (endpoint := network.addressed(address)) is not None and endpoint.names and (target := records.full_name(network, endpoint)):
                 targets.append(wire.record(wire.PTR, target))
-            inside = inside or _contains(network.subnets, address)
+            inside = inside or records.contains(network.subnets, address)
         if targets:
             return Found(answers=tuple(targets) if query.kind in (wire.PTR, wire.ANY) else ())
         return Found(wire.NXDOMAIN) if inside else None
@@ -384,7 +382,7 @@ class Zone:
         """Who serves `_PORT._PROTO.NAME`, and on which port."""
         service, _, rest = name.partition(".")
         protocol, _, rest = rest.partition(".")
-        port = port_number(service[1:], protocol[1:])
+        port = records.port_number(service[1:], protocol[1:])
         if not port or not protocol.startswith("_"):
             return []
         return [
@@ -392,63 +390,3 @@ class Zone:
             for network, endpoint in self._endpoints(view, rest)
             if endpoint.names and (port, protocol[1:]) in endpoint.services
         ]
-
-
-def _records(kind: int, endpoints: Iterable[tuple[Known, EndpointNames]], owner: bytes = b"") -> Iterator[bytes]:
-    family = socket.AF_INET if kind == wire.A else socket.AF_INET6
-    texts = dict.fromkeys(address for _, endpoint in endpoints for address in endpoint.addresses)
-    for text in texts:
-        if (":" in text) == (kind == wire.AAAA):
-            data = socket.inet_pton(family, text)
-            yield wire.record(kind, data, owner) if owner else wire.record(kind, data)
-
-
-def _services(query: wire.Query, found: list[tuple[Known, EndpointNames, int]]) -> Found:
-    if query.kind not in (wire.SRV, wire.ANY):
-        return Found()
-    answers, extra = {}, {}
-    for network, endpoint, port in found:
-        if target := _full(network, endpoint):
-            answers[wire.record(wire.SRV, struct.pack(">HHH", 0, 1, port) + target)] = None
-            whole = [(network, other) for other in network.named(endpoint.names[0].lower())]
-            for kind in (wire.A, wire.AAAA):
-                extra.update(dict.fromkeys(_records(kind, whole, target)))
-    return Found(answers=tuple(answers), extra=tuple(extra))
-
-
-def _full(network: Known, endpoint: EndpointNames) -> bytes:
-    """NAME.NETWORK.atoll as bytes, or none where that can't be a name in DNS."""
-    try:
-        return wire.encode_name(f"{endpoint.names[0]}.{network.names.name}{_SUFFIX}")
-    except wire.Malformed:
-        return b""
-
-
-def _contains(subnets: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network], address: str) -> bool:
-    found = ipaddress.ip_address(address)
-    return any(found in subnet for subnet in subnets)
-
-
-@lru_cache(maxsize=1)
-def _services_by_name() -> dict[tuple[str, str], int]:
-    """`/etc/services`, which Debian has in the package netbase."""
-    services: dict[tuple[str, str], int] = {}
-    try:
-        with open("/etc/services", encoding="latin-1") as lines:
-            for line in lines:
-                words = line.partition("#")[0].lower().split()
-                if len(words) >= 2 and "/" in words[1]:
-                    number, _, protocol = words[1].partition("/")
-                    if number.isdecimal():
-                        for name in (words[0], *words[2:]):
-                            services.setdefault((name, protocol), int(number))
-    except OSError:
-        pass
-    return services
-
-
-def port_number(service: str, protocol: str) -> int:
-    """The port by its number or its IANA name, 0 for none."""
-    if service.isascii() and service.isdecimal() and len(service) <= 5:
-        return int(service)
-    return _services_by_name().get((service, protocol), 0)

@@ -52,7 +52,7 @@ class Base:
         self.on_plan: Callable[[Plan], None] | None = None
         self.names = NameService(host, self.state, self.emit, enabled=dns)
         self.files = files
-        self._resolv_conf = ""
+        self._hosts_files: tuple[str, ...] = ()
         self._lock = lock
         self._pidfds: dict[str, int] = {}
         #: Of runs, by name.
@@ -198,10 +198,10 @@ class Base:
     # --- names ---
 
     def refresh_files(self) -> None:
-        """Copy the host's resolv.conf anew if it has changed, to where a copy of it is."""
-        found = _host_resolv_conf() if self.files is not None else ""
-        if found != self._resolv_conf:
-            self._resolv_conf = found
+        """Write namespaces' files anew if the host's, which are in them, have changed."""
+        found = (_read("/etc/resolv.conf"), _read("/etc/hosts")) if self.files is not None else ()
+        if found != self._hosts_files:
+            self._hosts_files = found
             for namespace in self.state.namespaces.values():
                 self.write_files(namespace)
 
@@ -213,7 +213,10 @@ class Base:
         try:
             self.files.write(
                 namespace.name,
-                {"resolv.conf": names.resolv_conf(namespace, attached, _host_resolv_conf()), "hosts": names.hosts(namespace, attached)},
+                {
+                    "resolv.conf": names.resolv_conf(namespace, attached, _read("/etc/resolv.conf")),
+                    "hosts": names.hosts(namespace, attached, _read("/etc/hosts")),
+                },
             )
         except OSError as error:
             self.emit("files.fail", namespace=namespace.name, what=f"writing its files: {error.strerror} ({error.filename})")
@@ -342,9 +345,10 @@ class Base:
         return made
 
 
-def _host_resolv_conf() -> str:
+def _read(path: str) -> str:
+    """A text file; empty when it can't be read."""
     try:
-        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
         return ""

@@ -99,13 +99,12 @@ def _search(networks: Sequence[Network]) -> list[str]:
     return domains
 
 
-def hosts(namespace: Namespace, attached: Iterable[tuple[Network, Endpoint]]) -> str:
-    """Loopback, and the namespace's own name at its own addresses."""
-    lines = [
-        f"# Written by Atoll for the namespace {namespace.name}, and again when its networks change.",
-        "127.0.0.1\tlocalhost",
-        "::1\tlocalhost ip6-localhost ip6-loopback",
-    ]
+def hosts(namespace: Namespace, attached: Iterable[tuple[Network, Endpoint]], host: str) -> str:
+    """The namespace's own name at its own addresses, then what the host has (`host`): the machine's own name is in there, which its
+    programs go by inside as well."""
+    lines = [f"# Written by Atoll for the namespace {namespace.name}, and again when its networks change."]
     for network, endpoint in by_gateway(attached):
         lines += [f"{text.partition('/')[0]}\t{namespace.name}.{network.name}.{DOMAIN} {namespace.name}" for text in endpoint.addresses]
-    return "".join(f"{line}\n" for line in lines)
+    if "localhost" not in host.split():
+        lines += ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    return "".join(f"{line}\n" for line in lines) + host

@@ -161,19 +161,24 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
 
     def release_ended(self) -> bool:
         """Give back what hung on processes that have ended; whether any has. Costs nothing while none has. See `ends`."""
-        ready = {fd for fd, _ in self.ends.poll(0)}
-        for run in [run for run in self._live() if self._held.get(run.name, -1) in ready]:
-            faults.begin("end_run")
-            self._end(run)
+        ready = self._end_ready()
         if ready & set(self._pidfds.values()):
             super().release_vanished()
         return bool(ready)
 
     def release_vanished(self) -> list[Namespace]:
-        self.release_ended()
+        self._end_ready()
         for run in [run for run in self._live() if run.name not in self._held]:
             self._end(run)  # what could not be finished when its process ended
         return super().release_vanished()
+
+    def _end_ready(self) -> set[int]:
+        """End the runs whose process has ended. All descriptors of processes that have, those of adopted ones too."""
+        ready = {fd for fd, _ in self.ends.poll(0)}
+        for run in [run for run in self._live() if self._held.get(run.name, -1) in ready]:
+            faults.begin("end_run")
+            self._end(run)
+        return ready
 
     def recover(self) -> None:
         for run in self.runs():
