@@ -258,7 +258,7 @@ def test_several_networks_and_the_default_one(atoll: CommandLine) -> None:
         (["--hostname", "x" * 65], 2, "not a host name"),
         (["--hostname", "\udcff"], 2, "not a host name"),
         (["--name", "\udcff"], 2, "not as expected"),
-        (["-w", "\udcff"], 126, "No such file"),
+        (["--network", "web", "-w", "\udcff"], 126, "No such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
