@@ -134,6 +134,13 @@ def test_folder_environment_host_name_and_user_are_as_asked_for(atoll: CommandLi
     assert "going to /no/such: No such file" in atoll.fails(126, "run", "-w", "/no/such", "--", "true")
 
 
+def test_it_runs_from_a_folder_that_has_been_removed(atoll: CommandLine, tmp_path: Path) -> None:
+    with leaves_nothing(atoll):
+        command = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && {ATOLL} run --network web -- echo here"
+        done = subprocess.run(["sh", "-c", command], env=atoll.daemon.environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "here\n", "")
+
+
 @pytest.mark.skipif(Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"], reason="there is only one user here")
 def test_the_user_is_changed_for_good(atoll: CommandLine) -> None:
     ask = ["sh", "-c", "grep -E '^(Uid|Gid|Groups|CapEff)' /proc/self/status | tr -s '\\t ' ' '; echo $HOME"]
@@ -248,7 +255,10 @@ def test_several_networks_and_the_default_one(atoll: CommandLine) -> None:
         (["-e", "=x"], 2, "not a variable"),
         (["--env-file", "/no/such"], 2, "No such file"),
         (["--name", "../x"], 2, "not a namespace name"),
-        (["--hostname", "x" * 65], 2, "too long"),
+        (["--hostname", "x" * 65], 2, "not a host name"),
+        (["--hostname", "\udcff"], 2, "not a host name"),
+        (["--name", "\udcff"], 2, "not as expected"),
+        (["--network", "web", "-w", "\udcff"], 126, "No such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -318,6 +328,19 @@ def test_a_program_that_can_not_begin_is_an_error_and_leaves_nothing(atoll: Comm
     with leaves_nothing(atoll):
         assert "no command 'no-such-program'" in atoll.fails(127, "run", "-d", "--network", "web", "--", "no-such-program")
         assert "can't be run" in atoll.fails(126, "run", "-d", "--network", "web", "--", "/etc")
+
+
+def test_of_runs_that_want_one_name_and_one_port_at_once_each_is_had_by_one(atoll: CommandLine) -> None:
+    with leaves_nothing(atoll):
+        for same in (["--name", "r1"], ["-p", "8080:80"]):
+            arguments = ["run", "-d", "--network", "web", *same, "sleep", "1000"]
+            several = [atoll.popen(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(6)]
+            said = [process.communicate(timeout=60) for process in several]
+            assert sorted(process.returncode for process in several) == [0, 4, 4, 4, 4, 4], said
+            (name,) = atoll.says("ps", "-q").splitlines()
+            assert f"{name}\n" in [out for out, _ in said]
+            atoll.says("stop", name)
+        atoll.says("ps", "--prune")
 
 
 def test_stop_kills_what_does_not_end_by_itself_and_nothing_else(atoll: CommandLine) -> None:

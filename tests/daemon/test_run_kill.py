@@ -185,11 +185,12 @@ def _answers(atoll: CommandLine) -> bool:
     return True
 
 
-#: Stops the command at a line of its own code, by name, and says so.
+#: Stops the command when it calls a function of the name `name`, of its own or of Python, from or in the file `file`.
 STOP_AT: Final = """
 import os, signal, sys
-def stop(frame, event, _):
-    if event == "call" and frame.f_code.co_name == {name!r} and frame.f_code.co_filename.endswith({file!r}):
+def stop(frame, event, called):
+    name = frame.f_code.co_name if event == "call" else getattr(called, "__name__", "") if event == "c_call" else ""
+    if name == {name!r} and frame.f_code.co_filename.endswith({file!r}):
         os.kill(os.getpid(), signal.SIGSTOP)
 sys.setprofile(stop)
 """
@@ -204,6 +205,7 @@ def test_death_of_the_command_before_its_program_begins(atoll: CommandLine, tmp_
     for number, (file, name) in enumerate(
         (
             ("client.py", "_send"),
+            ("client.py", "recv"),
             ("client.py", "_parse"),
             ("program.py", "become"),
             ("program.py", "_rename"),

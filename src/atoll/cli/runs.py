@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import time
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 #: For how long a shepherd waits for a daemon that is being started anew, to report to, and between its attempts (seconds).
 _REPORT: Final = 10.0
 _PAUSE: Final = 0.1
+#: As the kernel takes it in length, and as others can write it.
+_HOSTNAME: Final = re.compile(r"[a-zA-Z0-9_.-]{1,64}\Z")
 #: What is told from a shepherd to the command that started it: a JSON object, of this many bytes at most.
 _MOST_BYTES: Final = 1 << 20
 
@@ -133,7 +136,7 @@ def find(name: str) -> dict[str, Any]:
 
 
 def log_path(name: str) -> str:
-    """Where a detached run's output is: what was said by the daemon is a name, and so is one file."""
+    """Where a detached run's output is. `name` is one that the daemon has given or found, so it leads to no other folder."""
     return os.path.join(paths.run_folder(), "logs", f"{name}.log")
 
 
@@ -155,8 +158,8 @@ def _program(request: RunRequest) -> program.Program:
     """What can be checked before anything is made."""
     if not request.command or not request.command[0]:
         raise Invalid("no command to run was given", "atoll run [OPTIONS] -- COMMAND...")
-    if len(request.hostname.encode()) > 64:
-        raise Invalid(f"host name {request.hostname[:80]!r} is too long", "at most 64 bytes")
+    if request.hostname and not _HOSTNAME.match(request.hostname):
+        raise Invalid(f"{request.hostname[:80]!r} is not a host name", "1 to 64 letters, digits, '-' or '.'")
     who = program.account(request.user) if request.user else None
     environment = dict(os.environ)
     if who is not None and who.name:
@@ -175,8 +178,15 @@ def _body(request: RunRequest, **more: Any) -> dict[str, Any]:
         "labels": dict(request.labels),
         "command": [_printable(word) for word in request.command],
         "user": request.user,
-        "directory": _printable(request.directory or os.getcwd()),
+        "directory": _printable(request.directory or _here()),
     } | more
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been removed
+        return ""
 
 
 def _printable(word: str) -> str:
