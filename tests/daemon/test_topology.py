@@ -7,12 +7,12 @@ import re
 import subprocess
 from typing import TYPE_CHECKING, Any, Final
 
-import pytest
-
 from tests.daemon.processes import kernel, named
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from tests.daemon.processes import CommandLine
 
@@ -157,6 +157,22 @@ def test_up_finishes_what_an_interrupted_up_has_begun(atoll: CommandLine) -> Non
         for item in found["networks"].values():
             item["endpoints"].sort(key=lambda end: str(end["namespace"]))
         assert _without_chance(found) == _without_chance(whole)
+
+
+def test_up_goes_on_after_a_kill(atoll: CommandLine) -> None:
+    services = "".join(f"  s{number}: {{networks: [back, front]}}\n" for number in range(20))
+    file = write(atoll, SHOP + services)
+    atoll.says("status")
+    for lines in (1, 8, 20):
+        with atoll.popen("up", "-f", file, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            for _ in range(lines):
+                process.stdout.readline()
+            process.kill()
+    atoll("up", "-f", file)
+    assert atoll.says("up", "-f", file) == "shop is as the file says\n"
+    assert len(atoll.daemon.view()["namespaces"]) == 22
+    assert atoll.says("doctor") == "all is as it should be\n"
 
 
 def _without_chance(found: dict[str, Any]) -> Any:
