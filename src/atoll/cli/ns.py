@@ -20,11 +20,12 @@ def ns() -> None:
 
 @ns.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--dns", "servers", multiple=True, metavar="IP", help="Ask this server about names outside, and not its network's.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label.")
 @output.dry_run_option
-def create(names: tuple[str, ...], labels: tuple[str, ...], dry_run: bool) -> None:
+def create(names: tuple[str, ...], servers: tuple[str, ...], labels: tuple[str, ...], dry_run: bool) -> None:
     """Create namespaces. `ip netns list` shows them, too."""
-    body = {"labels": output.parse_pairs(labels, "--label")}
+    body = {"servers": list(servers), "labels": output.parse_pairs(labels, "--label")}
     if dry_run:
         for name in names:
             output.show_commands(client.post("/v1/namespaces", body | {"name": name}, dry_run=True))
@@ -38,13 +39,8 @@ def create(names: tuple[str, ...], labels: tuple[str, ...], dry_run: bool) -> No
 def list_namespaces(form: str, quiet: bool) -> None:
     """List namespaces."""
     found = client.get("/v1/namespaces")
-    if quiet:
-        for item in found:
-            click.echo(item["name"])
-    elif form == "json":
-        output.show_json(found)
-    else:
-        output.table(("NAME", "SOURCE", "NETWORKS", "ADDRESSES", "PORTS", "AGE"), [_row(item) for item in found])
+    headings = ("NAME", "SOURCE", "NETWORKS", "ADDRESSES", "PORTS", "AGE")
+    output.listing(found, quiet=quiet, form=form, headings=headings, row=_row)
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:
@@ -80,9 +76,10 @@ def rm(names: tuple[str, ...], dry_run: bool) -> None:
 @click.option("--path", default="", metavar="PATH", help="A file such as /run/netns/NAME or /proc/PID/ns/net.")
 @click.option("--docker", default="", metavar="CONTAINER", help="The namespace of a Docker container.")
 @click.option("--podman", default="", metavar="CONTAINER", help="The namespace of a Podman container.")
+@click.option("--dns", is_flag=True, help="Names for what `atoll ns exec` and `ip netns exec` run in it.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label.")
 @output.dry_run_option
-def adopt(name: str, dry_run: bool, labels: tuple[str, ...], **source: Any) -> None:
+def adopt(name: str, dry_run: bool, dns: bool, labels: tuple[str, ...], **source: Any) -> None:
     """Take a namespace that someone else made under Atoll's care.
 
     \b
@@ -92,7 +89,8 @@ def adopt(name: str, dry_run: bool, labels: tuple[str, ...], **source: Any) -> N
     """
     if not any(source.values()):
         raise click.UsageError("say where the namespace is: --pid, --path, --docker or --podman")
-    answer = client.post("/v1/namespaces", source | {"name": name, "labels": output.parse_pairs(labels, "--label")}, dry_run=dry_run)
+    body = source | {"name": name, "dns": dns, "labels": output.parse_pairs(labels, "--label")}
+    answer = client.post("/v1/namespaces", body, dry_run=dry_run)
     if dry_run:
         output.show_commands(answer)
     else:

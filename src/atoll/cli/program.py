@@ -102,7 +102,15 @@ def become(program: Program, run: Mapping[str, Any]) -> NoReturn:
     except FileNotFoundError:
         raise NoCommand(f"no command {word[:80]!r}", "give its path, or install it") from None
     except (OSError, ValueError) as error:
+        # A folder of PATH that one may not look into counts like a missing one, as it does for a shell.
+        if isinstance(error, PermissionError) and not _is_there(word, program.environment):
+            raise NoCommand(f"no command {word[:80]!r}", "give its path, or install it") from None
         raise NotExecutable(f"{word[:80]!r} can't be run: {getattr(error, 'strerror', error)}") from None
+
+
+def _is_there(word: str, environment: Mapping[str, str]) -> bool:
+    folders = [""] if "/" in word else os.get_exec_path(environment)
+    return any(os.path.exists(os.path.join(folder, word)) for folder in folders)
 
 
 def _enter(run: Mapping[str, Any], daemon: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from atoll.cli import client, output, runs
-from atoll.errors import Conflict, Failed
+from atoll.errors import Conflict, Failed, one_line
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -32,18 +32,13 @@ def ps(everything: bool, quiet: bool, prune: bool, form: str) -> None:
             click.echo(name)
         return
     found = [item for item in client.get("/v1/runs") if everything or item["state"] != "ended"]
-    if quiet:
-        for item in found:
-            click.echo(item["name"])
-    elif form == "json":
-        output.show_json(found)
-    else:
-        output.table(("NAME", "COMMAND", "STATUS", "NETWORKS", "ADDRESSES", "PORTS"), [_row(item) for item in found])
+    headings = ("NAME", "COMMAND", "STATUS", "NETWORKS", "ADDRESSES", "PORTS")
+    output.listing(found, quiet=quiet, form=form, headings=headings, row=_row)
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:
     ends = item["endpoints"]
-    command = shlex.join(item["command"])
+    command = one_line(shlex.join(item["command"]))
     return (
         item["name"],
         command if len(command) <= 40 else f"{command[:37]}...",

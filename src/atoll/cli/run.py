@@ -43,6 +43,7 @@ _LISTS: Final = ("addresses", "aliases")
 @click.option("-p", "--publish", "publish", multiple=True, metavar="SPEC", help=f"Publish a port: {_SPEC}")
 @click.option("--ip", "addresses", multiple=True, metavar="IP", help="A static address on the network; may be repeated.")
 @click.option("--alias", "--network-alias", "aliases", multiple=True, metavar="NAME", help="One more name on its networks.")
+@click.option("--dns", "servers", multiple=True, metavar="IP", help="Ask this server about names outside, and not its network's.")
 @click.option("-d", "--detach", is_flag=True, help="In the background, its output in a log. Prints the name once it runs.")
 @click.option("-w", "--workdir", "directory", default="", metavar="FOLDER", help="The folder to run in; default: this one.")
 @click.option("-e", "--env", "variables", multiple=True, metavar="K=V", help="An environment variable, beside those that there are.")
@@ -81,7 +82,7 @@ def run(
     """
     from atoll.cli import runs
 
-    shared, attachments = _placement(networks, addresses, aliases)
+    shared, attachments = _placement(networks, addresses, aliases, given["publish"])
     if shared:
         _check_shared(shared, given, addresses, aliases)
     request = runs.RunRequest(
@@ -105,7 +106,9 @@ def run(
 # --- networks ------------------------------------------------------------------------------------------------------------------------
 
 
-def _placement(words: Sequence[str], addresses: Sequence[str], aliases: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
+def _placement(
+    words: Sequence[str], addresses: Sequence[str], aliases: Sequence[str], publish: Sequence[str]
+) -> tuple[str, list[dict[str, Any]]]:
     """What is shared, or else the attachments to make."""
     shared = [word for word in map(_shared, words) if word]
     if shared and len(words) > 1:
@@ -113,8 +116,8 @@ def _placement(words: Sequence[str], addresses: Sequence[str], aliases: Sequence
     if shared:
         return shared[0], []
     found = [_attachment(word) for word in words or ("default",)]
-    if any(attachment["network"] == "none" for attachment in found) and (len(found) > 1 or addresses or aliases):
-        raise click.UsageError("--network none goes with no other network, address or alias")
+    if any(attachment["network"] == "none" for attachment in found) and (len(found) > 1 or addresses or aliases or publish):
+        raise click.UsageError("--network none goes with no other network, and with no address, alias or port")
     if addresses and len(found) > 1:
         raise click.UsageError("--ip is of one network, and there are several: --network NAME:ip=IP")
     for attachment in found:
@@ -168,7 +171,7 @@ def _number(text: str, pair: str) -> int:
 
 def _check_shared(shared: str, given: dict[str, Any], addresses: Sequence[str], aliases: Sequence[str]) -> None:
     """What belongs to a namespace of one's own can't be had in another's."""
-    refused = [("-p", given["publish"]), ("--ip", addresses), ("--alias", aliases)]
+    refused = [("-p", given["publish"]), ("--ip", addresses), ("--alias", aliases), ("--dns", given["servers"])]
     if shared != "host":
         refused.append(("--hostname", given["hostname"]))
     for option, value in refused:

@@ -35,7 +35,8 @@ class RunRequest(NamedTuple):
     """A program and where it runs.
 
     `networks` are attachments as the API takes them (`{"network": NAME, "addresses": [...], ...}`); `share` is `host` or `ns:NAME` instead.
-    `environment` is added to the caller's. `user` is NAME|UID[:GROUP|GID]. `hostname` is the name when empty.
+    `servers` are asked about names outside, before those of the networks. `environment` is added to the caller's. `user` is
+    NAME|UID[:GROUP|GID]. `hostname` is the name when empty.
     """
 
     command: Sequence[str]
@@ -43,6 +44,7 @@ class RunRequest(NamedTuple):
     networks: Sequence[Mapping[str, Any]] = ({"network": "default"},)
     share: str = ""
     publish: Sequence[str] = ()
+    servers: Sequence[str] = ()
     labels: Mapping[str, str] = {}
     directory: str = ""
     environment: Mapping[str, str] = {}
@@ -169,6 +171,7 @@ def _body(request: RunRequest, **more: Any) -> dict[str, Any]:
         "networks": [] if request.share else list(request.networks),
         "share": request.share,
         "publish": list(request.publish),
+        "servers": list(request.servers),
         "labels": dict(request.labels),
         "command": [_printable(word) for word in request.command],
         "user": request.user,

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from atoll.engine.endpoints import EndpointOptions
 from atoll.engine.network_request import NetworkRequest
 from atoll.engine.runs import RunRequest
 from atoll.errors import Invalid
+from atoll.explain import checked, describe, explain
 from atoll.model import parse_publish
-from atoll.view import endpoint_view, namespace_view, network_view, run_view
+from atoll.view import endpoint_view, host_view, namespace_view, network_view, run_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,19 +40,13 @@ class NamespaceBody(Struct, frozen=True, forbid_unknown_fields=True):
     path: str = ""
     docker: str = ""
     podman: str = ""
+    dns: bool = False
+    servers: tuple[str, ...] = ()
     labels: dict[str, str] = {}
 
 
-class ConnectBody(Struct, frozen=True, forbid_unknown_fields=True):
+class ConnectBody(EndpointOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     namespace: str
-    addresses: tuple[str, ...] = ()
-    mac: str = ""
-    interface: str = ""
-    aliases: tuple[str, ...] = ()
-    gateway_priority: int = 0
-    publish: tuple[str, ...] = ()
-    ingress_rate: str = ""
-    egress_rate: str = ""
 
 
 class PortsBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,16 +107,16 @@ def _namespace(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
 
 def _create_namespace(engine: Engine, _: dict[str, str], body: NamespaceBody) -> Any:
     if body.pid or body.path or body.docker or body.podman:
-        made = engine.adopt_namespace(body.name, pid=body.pid, path=body.path, docker=body.docker, podman=body.podman, labels=body.labels)
+        made = engine.adopt_namespace(**msgspec.structs.asdict(body))
     else:
-        made = engine.create_namespace(body.name, body.labels)
+        made = engine.create_namespace(body.name, body.labels, servers=body.servers)
     return namespace_view(engine, made)
 
 
 def _plan_create_namespace(engine: Engine, _: dict[str, str], body: NamespaceBody) -> Plan:
     if body.pid or body.path or body.docker or body.podman:
         return engine.plan_adopt_namespace(body.name, pid=body.pid, path=body.path, docker=body.docker, podman=body.podman)
-    return engine.plan_create_namespace(body.name)
+    return engine.plan_create_namespace(body.name, servers=body.servers)
 
 
 def _remove_namespace(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
@@ -178,6 +174,10 @@ def _prune_runs(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     return {"removed": [run.name for run in engine.prune_runs()]}
 
 
+def _host(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return host_view(engine)
+
+
 def _differences(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     return {"differences": _shown(engine.differences()), "errors": []}
 
@@ -185,6 +185,12 @@ def _differences(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
 def _repair(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     found, errors = engine.repair()
     return {"differences": _shown(found), "errors": [str(error) for error in errors]}
+
+
+def _explain(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    question = checked(where.get("from", ""), where.get("to", ""), ipv6=where.get("ipv6", "0") in ("1", "true"))
+    explained = explain(engine, question)
+    return msgspec.to_builtins(explained) | {"verdict_line": describe(explained, question)}
 
 
 def _shown(differences: Sequence[Any]) -> list[dict[str, Any]]:
@@ -231,8 +237,10 @@ ROUTES: Final[dict[tuple[str, str], Call]] = {
     ("GET", "/v1/runs/{run}"): Call(NoBody, _run),
     ("DELETE", "/v1/runs/{run}"): Call(NoBody, _forget_run),
     ("POST", "/v1/runs/{run}/exit"): Call(ExitBody, _report_exit),
+    ("GET", "/v1/host"): Call(NoBody, _host),
     ("GET", "/v1/doctor"): Call(NoBody, _differences),
     ("POST", "/v1/doctor"): Call(NoBody, _repair),
+    ("GET", "/v1/explain"): Call(NoBody, _explain),
 }
 
 

@@ -51,6 +51,8 @@ class NetworkVerbs(Base):
         with self.store.transaction():
             self.store.put(network)
         self.state.update_network(network)
+        self.names.put_network(network)
+        self.names.push()
         self.emit("network.create", network=network.name, id=network.id, driver=network.driver)
         return Chosen(network, chosen.notes)
 
@@ -67,6 +69,8 @@ class NetworkVerbs(Base):
             self.store.put(removing)
         faults.step()
         errors = self._take_down(removing)
+        self.names.drop_network(network)
+        self.names.push()
         self.emit("network.remove", network=network.name, id=network.id)
         _report(f"removing network {network.name}", errors)
         return network

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct, structs
 
 from atoll import faults
-from atoll.engine.endpoints import EndpointVerbs
+from atoll.engine.endpoints import EndpointOptions, EndpointVerbs
 from atoll.engine.namespaces import NamespaceVerbs
 from atoll.engine.network_request import NetworkRequest
 from atoll.engine.networks import NetworkVerbs
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from atoll.kernel.host import Host
     from atoll.model import Network
-    from atoll.store.sqlite import Store
 
 #: The network of those who name none; made when it is missing.
 DEFAULT_NETWORK: Final = "default"
@@ -46,29 +44,23 @@ _BEASTS: Final = """badger beaver bison crane curlew dingo dolphin egret falcon 
     lemur lynx marmot marten mole newt otter owl panda plover puffin raven robin seal stoat swan tapir tern toad vole wren"""
 
 
-class Attachment(Struct, frozen=True, forbid_unknown_fields=True):
-    """A network that a run is to be on; the other fields are those of `connect`."""
+class Attachment(EndpointOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A network that a run is to be on, and how."""
 
     network: str
-    addresses: tuple[str, ...] = ()
-    mac: str = ""
-    interface: str = ""
-    aliases: tuple[str, ...] = ()
-    gateway_priority: int = 0
-    publish: tuple[str, ...] = ()
-    ingress_rate: str = ""
-    egress_rate: str = ""
 
 
 class RunRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """What `run` takes. `pid` is the process that becomes the program. `share` is empty for a namespace of its own, `host` for the host's,
-    `ns:NAME` for another's. `publish` is done on the first of the networks that can. `command`, `user` and `directory` are for listings."""
+    `ns:NAME` for another's. `publish` is done on the first of the networks that can. `servers` are asked about names outside. `command`,
+    `user` and `directory` are for listings."""
 
     pid: int
     name: str = ""
     networks: tuple[Attachment, ...] = ()
     share: str = ""
     publish: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     command: tuple[str, ...] = ()
     user: str = ""
@@ -81,11 +73,6 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
     #: Where the logs of detached runs are, NAME.log each; they go with the record. None: there are none.
     logs: Path | None = None
 
-    def __init__(self, host: Host, store: Store, lock: int | None) -> None:
-        super().__init__(host, store, lock)
-        #: The pidfds of runs by name.
-        self._held: dict[str, int] = {}
-
     def create_run(self, request: RunRequest) -> Run:
         """A namespace for a process, connected to its networks, for as long as that process lives; all of it, or nothing when it fails.
 
@@ -95,26 +82,21 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
             run = self._draft_run(request)
             holder = netns.hold_process(netns.Process(run.pid, run.start))
             former = self.state.runs.pop(run.name, None)
-            with self.store.transaction():
-                self.store.put_run(run)
-            self.state.runs[run.name] = run
             made: Network | None = None
             try:
+                self._record(run)
                 if run.owns:
                     made = self._make_default(request)
-                    self.create_namespace(run.name, run.labels)
+                    self.create_namespace(run.name, run.labels, servers=request.servers)
                     for attachment in self._attachments(request):
                         self.connect(namespace=run.name, **structs.asdict(attachment))
-                run = structs.replace(run, state="running")
-                with self.store.transaction():
-                    self.store.put_run(run)
+                run = self._record(structs.replace(run, state="running"))
             except BaseException:
                 os.close(holder)
                 self._undo(run, former)
                 if made is not None:
                     self.remove_network(made.id)
                 raise
-            self.state.runs[run.name] = run
             self._hold_run(run, holder)
         self.emit("run.start", run=run.name, pid=run.pid, namespace=run.namespace)
         return run
@@ -131,7 +113,7 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
                 plan = self._network_plan(network)[0]
                 self.state.add_network(network)
                 undo.callback(self.state.drop_network, network)
-            plan = Plan.of(plan.operations, self.plan_create_namespace(run.name).operations)
+            plan = Plan.of(plan.operations, self.plan_create_namespace(run.name, servers=request.servers).operations)
             # As if it were there: what is connected later depends on what was connected before.
             self.state.namespaces[run.name] = Namespace(name=run.name, state="ready")
             undo.callback(self.state.namespaces.pop, run.name)
@@ -179,19 +161,24 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
 
     def release_ended(self) -> bool:
         """Give back what hung on processes that have ended; whether any has. Costs nothing while none has. See `ends`."""
-        ready = {fd for fd, _ in self.ends.poll(0)}
-        for run in [run for run in self._live() if self._held.get(run.name, -1) in ready]:
-            faults.begin("end_run")
-            self._end(run)
+        ready = self._end_ready()
         if ready & set(self._pidfds.values()):
             super().release_vanished()
         return bool(ready)
 
     def release_vanished(self) -> list[Namespace]:
-        self.release_ended()
+        self._end_ready()
         for run in [run for run in self._live() if run.name not in self._held]:
             self._end(run)  # what could not be finished when its process ended
         return super().release_vanished()
+
+    def _end_ready(self) -> set[int]:
+        """End the runs whose process has ended. All descriptors of processes that have, those of adopted ones too."""
+        ready = {fd for fd, _ in self.ends.poll(0)}
+        for run in [run for run in self._live() if self._held.get(run.name, -1) in ready]:
+            faults.begin("end_run")
+            self._end(run)
+        return ready
 
     def recover(self) -> None:
         for run in self.runs():
@@ -205,12 +192,6 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
                 except NotFound:
                     self._end(run)
         super().recover()
-
-    def close(self) -> None:
-        for holder in self._held.values():
-            os.close(holder)
-        self._held.clear()
-        super().close()
 
     # --- parts ---
 
@@ -227,8 +208,9 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
         self._check_new(name)
         namespace = name
         if request.share:
-            if request.networks or request.publish:
-                raise Invalid(f"a run in the network of {request.share} has no networks or ports of its own", "leave out one of both")
+            if request.networks or request.publish or request.servers:
+                what = "networks, ports or DNS servers"
+                raise Invalid(f"a run in the network of {request.share} has no {what} of its own", "leave out one of both")
             namespace = self._shared(request.share)
         return Run(
             name=name,
@@ -313,17 +295,18 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
         namespace = self.state.namespaces.get(run.name)
         if run.owns and namespace is not None:
             self._let_go(namespace)
+            self.names.tell()
 
     def _undo(self, run: Run, former: Run | None) -> None:
         """As if there had been no such run; `former` is an ended one of the same name."""
         self._release(run)
         self.state.runs.pop(run.name, None)
+        if former is not None:
+            self.state.runs[former.name] = former
         with self.store.transaction():
             self.store.delete_run(run)
             if former is not None:
                 self.store.put_run(former)
-        if former is not None:
-            self.state.runs[former.name] = former
 
     def _record(self, run: Run) -> Run:
         with self.store.transaction():
