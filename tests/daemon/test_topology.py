@@ -181,6 +181,15 @@ def _without_chance(found: dict[str, Any]) -> Any:
     return json.loads(re.sub(r"10\.[78]\.0\.[0-6]/24", "chosen", text))
 
 
+def test_services_find_each_other_by_name(atoll: CommandLine) -> None:
+    file = write(atoll, SHOP.replace("  db:\n", "  db:\n    dns: [192.0.2.53]\n"))
+    atoll.says("up", "-f", file)
+    for name in ("db", "database", "shop-db", "db.shop_back"):
+        assert atoll.says("ns", "exec", "shop-web", "--", "getent", "ahostsv4", name).split()[0] == "10.8.0.7"
+    assert atoll.daemon.view()["namespaces"]["shop-db"]["servers"] == ["192.0.2.53"]
+    assert atoll.says("up", "-f", file) == "shop is as the file says\n"
+
+
 # --- commands ------------------------------------------------------------------------------------------------------------------------
 
 

@@ -116,6 +116,15 @@ def test_x_atoll_says_what_compose_has_no_words_for() -> None:
     assert (network.icc, network.mtu, network.masquerade, network.guard) == (False, 1400, False, False)
 
 
+def test_name_servers_are_a_services_or_a_networks() -> None:
+    found = topology("networks: {a: {x-atoll: {dns: no}}, b: {x-atoll: {dns: [192.0.2.1]}}}\nservices: {s: {dns: 192.0.2.2}}")
+    assert [(network.name, network.dns, network.servers) for network in found.networks[:2]] == [
+        ("p_a", False, ()),
+        ("p_b", True, ("192.0.2.1",)),
+    ]
+    assert place(found, "p-s").servers == ("192.0.2.2",)
+
+
 def test_commands_are_words_and_those_of_images_are_left_out() -> None:
     text = """
 services:
@@ -235,6 +244,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("services: {a: {ports: [{target: x}]}}", "t.yaml:1:33: target is not a whole number from 1 to 65535"),
         ("services: {a: {ports: [{target: 80}]}}", "t.yaml:1:24: port 80 names no port of the host"),
         ("services: {a: {ports: ['80:80'], scale: 2}}", "t.yaml:1:24: a published port, and 2 replicas"),
+        ("services: {a: {dns: x}}", "t.yaml:1:21: DNS server 'x' is not an IP address"),
+        ("networks: {a: {x-atoll: {dns: [x]}}}", "t.yaml:1:31: DNS server 'x' is not an IP address"),
         ("services: {a: {scale: x}}", "t.yaml:1:23: the number of replicas is not a whole number"),
         ("services: {a: {networks: [b]}}", "t.yaml:1:27: network 'b' is not under networks:; it has: default"),
         ("services: {a: {networks: {b: }}}", "t.yaml:1:27: network 'b' is not under networks:"),
