@@ -34,7 +34,7 @@ def topologies(draw: DrawFn) -> Topology:
     requests = [_request(draw, number) for number in sorted(numbers)]
     ports = draw(st.permutations(range(8000, 8008)))
     names = sorted(draw(st.sets(st.sampled_from(SERVICES))))
-    hosts = {number: draw(st.permutations(range(100, 100 + len(SERVICES)))) for number in numbers}
+    hosts = {number: draw(st.permutations(range(2, 2 + len(SERVICES)))) for number in numbers}
     places: list[Place] = []
     for position, name in enumerate(names):
         chosen = draw(st.permutations(sorted(numbers))) if numbers else []
@@ -192,6 +192,16 @@ def test_static_addresses_are_not_given_to_those_who_take_any(engine: Engine) ->
         ),
     )
     apply(made, engine)
+    assert difference(made, EngineHost(engine).current()) == ()
+
+
+def test_a_chosen_address_makes_room_for_a_static_one(engine: Engine) -> None:
+    apply(TWO, engine)
+    chosen = engine.state.endpoints_of("p-a")[0].address(4)
+    wanted = structs.replace(TWO.namespaces[1], connections=(Connection("p_1", addresses=(chosen,), aliases=("b",)),))
+    made = structs.replace(TWO, namespaces=(TWO.namespaces[0], wanted))
+    apply(made, engine)
+    assert engine.state.endpoints_of("p-b")[0].address(4) == chosen
     assert difference(made, EngineHost(engine).current()) == ()
 
 

@@ -192,6 +192,12 @@ def test_profiles_and_chosen_services() -> None:
     assert [network.name for network in topology(text, only=["a"]).networks] == ["p_default"]
 
 
+def test_a_long_chain_of_services_is_in_order() -> None:
+    chain = "".join(f"  s{number}: {{depends_on: [s{number + 1}]}}\n" for number in range(3000))
+    places = topology(f"services:\n{chain}  s3000: {{}}\n").namespaces
+    assert [place.service for place in places] == [f"s{number}" for number in reversed(range(3001))]
+
+
 def test_projects_are_named_by_the_folder(tmp_path: Path) -> None:
     assert folder_project("/some/My Shop.2") == "myshop2"
     with pytest.raises(NotFound, match=r"no topology in this folder"):
