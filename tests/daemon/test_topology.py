@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from typing import TYPE_CHECKING, Any, Final
 
-import pytest
-
-from tests.daemon.processes import Daemon, kernel, named
+from tests.daemon.processes import kernel, named
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from tests.daemon.processes import CommandLine
 
@@ -158,10 +159,35 @@ def test_up_finishes_what_an_interrupted_up_has_begun(atoll: CommandLine) -> Non
         assert _without_chance(found) == _without_chance(whole)
 
 
+def test_up_goes_on_after_a_kill(atoll: CommandLine) -> None:
+    services = "".join(f"  s{number}: {{networks: [back, front]}}\n" for number in range(20))
+    file = write(atoll, SHOP + services)
+    atoll.says("status")
+    for lines in (1, 8, 20):
+        with atoll.popen("up", "-f", file, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            for _ in range(lines):
+                process.stdout.readline()
+            process.kill()
+    atoll("up", "-f", file)
+    assert atoll.says("up", "-f", file) == "shop is as the file says\n"
+    assert len(atoll.daemon.view()["namespaces"]) == 22
+    assert atoll.says("doctor") == "all is as it should be\n"
+
+
 def _without_chance(found: dict[str, Any]) -> Any:
     """But for addresses and MAC addresses that nobody asked for."""
     text = re.sub(r'"mac": "[^"]*"', '"mac": ""', json.dumps(found, sort_keys=True))
     return json.loads(re.sub(r"10\.[78]\.0\.[0-6]/24", "chosen", text))
+
+
+def test_services_find_each_other_by_name(atoll: CommandLine) -> None:
+    file = write(atoll, SHOP.replace("  db:\n", "  db:\n    dns: [192.0.2.53]\n"))
+    atoll.says("up", "-f", file)
+    for name in ("db", "database", "shop-db", "db.shop_back"):
+        assert atoll.says("ns", "exec", "shop-web", "--", "getent", "ahostsv4", name).split()[0] == "10.8.0.7"
+    assert atoll.daemon.view()["namespaces"]["shop-db"]["servers"] == ["192.0.2.53"]
+    assert atoll.says("up", "-f", file) == "shop is as the file says\n"
 
 
 # --- commands ------------------------------------------------------------------------------------------------------------------------
@@ -191,19 +217,30 @@ def test_commands_start_in_their_namespaces_in_order_and_end_with_down(atoll: Co
 # --- what diff says ------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_commands_of_diff_are_what_up_does(atoll: CommandLine) -> None:
-    """Run by a shell on another host, they give the kernel state that `up` gives here."""
+def test_the_commands_of_diff_make_the_same_on_another_host(atoll: CommandLine) -> None:
     file = write(atoll, SHOP)
     said = atoll.says("diff", "-f", file, "--commands")
-    assert "ip netns add shop-db" in said
-    assert re.search(r"ip .*10\.8\.0\.7/24", said)
     assert atoll.daemon.view()["namespaces"] == {}
+    tried = "mount -t tmpfs other /run/netns; ip link set lo up\n" + said + "\nip netns exec shop-web ping -c1 -W5 -q 10.8.0.7\n"
+    done = subprocess.run(["unshare", "-n", "-m", "bash", "-e"], input=tried, capture_output=True, text=True, check=False)
+    assert " 0% packet loss" in done.stdout, done
+
+
+def test_the_commands_of_diff_speak_of_what_is_there_by_its_names(atoll: CommandLine) -> None:
+    file = write(atoll, SHOP)
     atoll.says("up", "-f", file)
-    ids = {name: item["id"] for name, item in atoll.daemon.view()["networks"].items()}
+    found = atoll.daemon.view()
     assert atoll.says("diff", "-f", file, "--commands") == ""
-    removal = atoll.says("diff", "-f", write(atoll, SHOP[: SHOP.index("  db:")].replace(", back", "")), "--commands")
-    assert "netns delete shop-db" in removal or "netns del shop-db" in removal
-    assert f"atb{ids['shop_front']}" not in removal
+    wanted = [
+        *(f"atv{end['id']}" for end in found["namespaces"]["shop-db"]["endpoints"]),
+        f"atb{found['networks']['shop_back']['id']}",
+        "shop-db",
+    ]
+    changed = SHOP[: SHOP.index("  db:")].replace(", back]", "]").replace("  back:\n    internal: true\n", "  back:\n")
+    said = atoll.says("diff", "-f", write(atoll, changed), "--commands")
+    assert [name for name in wanted if name not in said] == []
+    assert f"atb{found['networks']['shop_front']['id']}" not in said
+    assert atoll.daemon.view() == found
 
 
 def test_without_a_file_the_error_says_so(atoll: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

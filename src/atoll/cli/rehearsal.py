@@ -154,7 +154,7 @@ def _load(engine: _Twin, current: Current) -> None:
             engine.next_id = view["id"]
             engine.create_network_explained(_request(view))
     for view in current.namespaces:
-        engine.create_namespace(view["name"], view["labels"])
+        engine.create_namespace(view["name"], view["labels"], servers=view.get("servers", ()))
     drivers = {view["name"]: view["driver"] for view in current.networks}
     for end in sorted((end for view in current.namespaces for end in view["endpoints"]), key=lambda end: float(end["created"])):
         engine.next_id = end["id"]
@@ -193,6 +193,8 @@ def _request(view: View) -> NetworkRequest:
         mtu=view["mtu"],
         ingress_rate=_rate(view.get("ingress_rate", 0)),
         egress_rate=_rate(view.get("egress_rate", 0)),
+        dns=view.get("dns", True),
+        servers=tuple(view.get("servers", ())),
         options={key: value for key, value in view.get("options", {}).items() if not key.endswith("-rate")},
         labels=view.get("labels", {}),
     )

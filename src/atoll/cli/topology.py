@@ -55,7 +55,7 @@ class DaemonHost:
                 notes: list[str] = client.post("/v1/networks", msgspec.to_builtins(change.request))["notes"]
                 return notes
             case CreateNamespace():
-                client.post("/v1/namespaces", {"name": change.name, "labels": change.labels})
+                client.post("/v1/namespaces", {"name": change.name, "labels": change.labels, "servers": list(change.servers)})
             case Connect():
                 where = f"/v1/networks/{client.quote(change.connection.network)}/endpoints"
                 body = msgspec.to_builtins(change.connection)

@@ -81,7 +81,7 @@ class EngineHost:
             case CreateNetwork():
                 return engine.create_network_explained(change.request).notes
             case CreateNamespace():
-                engine.create_namespace(change.name, change.labels)
+                engine.create_namespace(change.name, change.labels, servers=change.servers)
             case Connect():
                 engine.connect(namespace=change.namespace, **structs.asdict(change.connection))
             case Publish():

@@ -136,6 +136,13 @@ class _Difference:
         self._changes: list[Change] = []
         self._wanted = {place.name: place for place in topology.namespaces}
         self._requests = {request.name: request for request in topology.networks}
+        #: Static addresses by network, with whom they are for.
+        self._static = {
+            (connection.network, address): place.name
+            for place in topology.namespaces
+            for connection in place.connections
+            for address in connection.addresses
+        }
 
     def changes(self) -> tuple[Change, ...]:
         self._check_names()
@@ -210,17 +217,30 @@ class _Difference:
         ends = {end["network"]: end for end in self._namespaces[place.name]["endpoints"]} if there else {}
         wanted = {connection.network: connection for connection in place.connections}
         for network, end in ends.items():
-            if network in gone or network not in wanted or not _same(end, wanted[network]):
+            if network in gone or network not in wanted or not self._stays(end, wanted[network]):
                 self._changes.append(Disconnect(place.name, network))
         for network, connection in wanted.items():
             end = ends.get(network)
-            if end is None or network in gone or not _same(end, connection):
+            if end is None or network in gone or not self._stays(end, connection):
                 self._changes.append(Connect(place.name, connection))
                 continue
             if old := tuple(port for port in end["ports"] if port not in connection.publish):
                 self._changes.append(Unpublish(place.name, network, old))
             if new := tuple(port for port in connection.publish if port not in end["ports"]):
                 self._changes.append(Publish(place.name, network, new))
+
+    def _stays(self, end: View, wanted: Connection) -> bool:
+        """Whether an endpoint needs no reconnecting. What the topology leaves open may be anything but another's static address."""
+        addresses = {text.partition("/")[0] for text in end["addresses"]}
+        return (
+            end["state"] == "ready"
+            and set(wanted.addresses) <= addresses
+            and all(self._static.get((end["network"], address), end["namespace"]) == end["namespace"] for address in addresses)
+            and tuple(end["aliases"]) == wanted.aliases
+            and end["gateway_priority"] == wanted.gateway_priority
+            and (not wanted.mac or end["mac"] == wanted.mac)
+            and (not wanted.interface or end["interface"] == wanted.interface)
+        )
 
     def _programs(self, remade: set[str]) -> None:
         wanted = {program.name: program for program in self._topology.programs}
@@ -312,16 +332,3 @@ def _check_subnets(request: NetworkRequest, kept: Iterable[View]) -> None:
                     raise Conflict(
                         f"subnet {subnet} of network {request.name} overlaps {other['subnet']} of network {view['name']}", "choose another"
                     )
-
-
-def _same(end: View, wanted: Connection) -> bool:
-    """Whether an endpoint needs no reconnecting. What the topology leaves open may be anything."""
-    addresses = {text.partition("/")[0] for text in end["addresses"]}
-    return (
-        end["state"] == "ready"
-        and set(wanted.addresses) <= addresses
-        and tuple(end["aliases"]) == wanted.aliases
-        and end["gateway_priority"] == wanted.gateway_priority
-        and (not wanted.mac or end["mac"] == wanted.mac)
-        and (not wanted.interface or end["interface"] == wanted.interface)
-    )

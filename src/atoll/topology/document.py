@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import structs
@@ -97,8 +98,9 @@ def parse(
         for name, node in listed.entries.items()
     }
     context = services.Context(project, folder, {"default": default(project)} | described, variables, note)
+    order = _order(outlines)
     read = _read(outlines, context)
-    active = _active(outlines, only, profiles)
+    active = _active(outlines, order, only, profiles)
     places = tuple(place for name in active for place in read[name][0])
     used = {connection.network for place in places for connection in place.connections}
     wanted = described.values() if not only else [made for made in described.values() if made.name in used]
@@ -156,12 +158,11 @@ def _read(outlines: Mapping[str, Service], context: services.Context) -> dict[st
     return found
 
 
-def _active(outlines: Mapping[str, Service], only: Sequence[str], profiles: Collection[str]) -> list[str]:
+def _active(outlines: Mapping[str, Service], order: Sequence[str], only: Sequence[str], profiles: Collection[str]) -> list[str]:
     """The services that are wanted, each after those that it needs."""
     for name in only:
         if name not in outlines:
             raise NotFound(f"no service {name[:60]!r} in the file", f"it has: {', '.join(outlines) or 'none'}")
-    order = _order(outlines)
     wanted = set(only) or {name for name, service in outlines.items() if not service.profiles or set(service.profiles) & set(profiles)}
     for name in reversed(order):
         if name in wanted:
@@ -186,24 +187,23 @@ def _notes(unused: Counter[str]) -> tuple[str, ...]:
 
 
 def _order(outlines: Mapping[str, Service]) -> list[str]:
-    """Services so that each comes after those that it depends on or shares with, else as they are written."""
-    order: list[str] = []
-    under_way: list[str] = []
-
-    def visit(name: str) -> None:
-        if name in order:
-            return
-        service = outlines[name]
-        if name in under_way:
-            circle = " -> ".join([*under_way[under_way.index(name) :], name])
-            raise service.mark.error(f"services depend on each other: {circle}", "break the circle")
-        under_way.append(name)
-        for other in (*service.after, service.shares):
-            if other in outlines:
-                visit(other)
-        under_way.pop()
-        order.append(name)
-
+    """Services so that each comes after those that it depends on or shares with, else as they are written. Any number of them, so no
+    recursion."""
+    needs = {name: [other for other in (*service.after, service.shares) if other in outlines] for name, service in outlines.items()}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        circle = error.args[1][:0:-1]
+        start = min(range(len(circle)), key=lambda position: list(outlines).index(circle[position]))
+        circle = [*circle[start:], *circle[: start + 1]]
+        raise outlines[circle[0]].mark.error(f"services depend on each other: {' -> '.join(circle)}", "break the circle") from None
+    order: dict[str, None] = {}
     for name in outlines:
-        visit(name)
-    return order
+        under_way = [name]
+        while under_way:
+            missing = next((other for other in needs[under_way[-1]] if other not in order), None)
+            if missing is None:
+                order[under_way.pop()] = None
+            else:
+                under_way.append(missing)
+    return list(order)

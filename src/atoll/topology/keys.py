@@ -34,7 +34,10 @@ NETWORK_EXTRAS: Final[dict[str, Any]] = {
     "mtu": _NUMBER | {"description": "Bytes."},
     "nat": {"enum": ["masquerade", "routed"], "description": "How packets leave: with the host's address, or with their own."},
     "guard": _BOOLEAN | {"description": "Whether an endpoint may send only from its own addresses."},
-    "dns": _BOOLEAN | {"description": "Whether the gateway answers for names."},
+    "dns": {
+        "oneOf": [_BOOLEAN, _WORDS],
+        "description": "Whether the gateway answers for names, or the servers that it asks about the world outside.",
+    },
 }
 IPAM_CONFIG: Final[dict[str, Any]] = {
     "subnet": {"type": "string"},
@@ -88,6 +91,7 @@ SERVICE: Final[dict[str, Any]] = {
     "network_mode": {"type": "string", "pattern": "^(none|host|bridge|service:.+)$"},
     "mac_address": {"type": "string"},
     "hostname": {"type": "string"},
+    "dns": _WORD_OR_WORDS | {"description": "Name servers to ask about the world outside."},
     "environment": _PAIRS,
     "env_file": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": ["string", "object"]}}]},
     "working_dir": {"type": "string"},
@@ -125,7 +129,6 @@ SERVICE_UNUSED: Final = (
     "develop",
     "device_cgroup_rules",
     "devices",
-    "dns",
     "dns_opt",
     "dns_search",
     "domainname",

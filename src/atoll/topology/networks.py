@@ -8,9 +8,9 @@ from msgspec import structs
 
 from atoll import ipam
 from atoll.engine.network_request import HostFacts, NetworkRequest, choose
-from atoll.model import DRIVERS, PREDEFINED, check_labels, check_name
+from atoll.model import DRIVERS, PREDEFINED, check_labels, check_name, check_servers
 from atoll.topology import keys
-from atoll.topology.source import Map, Mark, as_boolean, as_list, as_map, as_number, as_pairs, as_text, at, check_keys
+from atoll.topology.source import List, Map, Mark, as_boolean, as_list, as_map, as_number, as_pairs, as_text, as_texts, at, check_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,9 +137,10 @@ def _extras(node: Map) -> dict[str, object]:
             if as_text(value, "nat") not in ("masquerade", "routed"):
                 raise value.mark.error(f"nat {as_text(value, 'nat')[:40]!r} is unknown", "expected masquerade or routed")
             changes["masquerade"] = as_text(value, "nat") == "masquerade"
+        elif key == "dns" and isinstance(value, List):
+            with at(value.mark):
+                changes["servers"] = check_servers(as_texts(value, "dns"))
         elif key in ("icc", "guard", "dns"):
-            if key not in NetworkRequest.__struct_fields__:
-                raise node.keys[key].error(f"{key} can't be switched here", "leave it out")
             changes[key] = as_boolean(value, key)
     return changes
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
-from atoll.model import check_interface, check_labels, check_mac, check_name
+from atoll.model import check_interface, check_labels, check_mac, check_name, check_servers
 from atoll.topology import keys
 from atoll.topology.networks import address_in
 from atoll.topology.ports import ports
@@ -128,6 +128,7 @@ def read(service: Service, context: Context, prefix: str) -> tuple[list[Place], 
             name="",
             service=service.name,
             connections=_connections(service, context),
+            servers=_servers(service.node),
             labels=_labels(service.node),
         )
         places = [structs.replace(drawn, name=_full(service, context, name)) for name in names]
@@ -173,6 +174,13 @@ def _labels(node: Map) -> dict[str, str]:
     found = as_pairs(node.entries["labels"], "labels")
     with at(node.entries["labels"].mark):
         return check_labels(found, "label")
+
+
+def _servers(node: Map) -> tuple[str, ...]:
+    if "dns" not in node.entries:
+        return ()
+    with at(node.entries["dns"].mark):
+        return check_servers(as_texts(node.entries["dns"], "dns"))
 
 
 def _text(node: Map, key: str) -> str:
