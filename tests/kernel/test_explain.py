@@ -112,10 +112,16 @@ CHANGES: Final[dict[str, tuple[Callable[[Engine], None], str, str, str]]] = {
     "route deleted": (in_r1("route del default"), "outside", "no route", "atoll doctor --fix"),
     "forward policy": (on_host(EVIL), "outside", "policy of chain inet evil f", "nft 'chain inet evil f { policy accept; }'"),
     "forward rule": (
-        on_host("nft 'table ip evil {{ chain f {{ type filter hook forward priority 5; ip saddr 172.16.0.0/12 tcp dport {{ 80, 90-99 }} drop; }}; }}'"),
+        on_host(
+            "nft 'table ip evil {{ chain f {{ type filter hook forward priority 5;"
+            " ip saddr 172.16.0.0/12 tcp dport {{ 80, 90-99 }} drop; }}; }}'"
+        ),
         "outside", "ip evil f handle", "nft delete rule ip evil f handle",
     ),
-    "iptables": (on_host("iptables -A FORWARD -p tcp --dport 80 -j DROP"), "outside", "ip filter FORWARD handle", "nft delete rule ip filter FORWARD"),
+    "iptables": (
+        on_host("iptables -A FORWARD -p tcp --dport 80 -j DROP"),
+        "outside", "ip filter FORWARD handle", "nft delete rule ip filter FORWARD",
+    ),
     "no forwarding": (no_forwarding, "outside", "forwards no IPv4", "sysctl -w net.ipv4.ip_forward=1"),
     "elements deleted": (elements_gone, "r2", "the guard", "atoll doctor --fix"),
     "rule inside": (rule_inside, "r2", "inet own in handle", "atoll ns exec r2 -- nft delete rule inet own in handle"),
@@ -164,5 +170,6 @@ def test_a_strict_source_check_on_the_way_in_is_named(engine: Engine, world: Mac
     assert "rp_filter" not in explain(engine, question).why
     sysctl.write("net/ipv4/conf/wan0/rp_filter", "1")
     found = explain(engine, question)
+    print(found)
     assert (found.verdict, found.fix) == ("no", "sysctl -w net.ipv4.conf.wan0.rp_filter=2")
     assert "rp_filter of wan0" in found.why

@@ -209,10 +209,12 @@ class Ruleset:
                 raise _Stop("drop", rule)
             if (body or {}).get("name") not in ("comment", "LOG", "NFLOG", "CHECKSUM"):
                 raise Unknown(what)
-        elif what not in _HARMLESS and what != "continue":
-            # `limit` lets through what comes now and then, which is what one packet is; all else can't be told.
-            if what != "limit" or (isinstance(body, dict) and body.get("inv")):
+        elif what == "limit":
+            # It lets through what comes now and then, which is what one packet is.
+            if isinstance(body, dict) and body.get("inv"):
                 raise Unknown(what)
+        elif what not in _HARMLESS and what != "continue":
+            raise Unknown(what)
         return None
 
     def _nat(self, rule: Rule, what: str, body: dict[str, Any], packet: Packet) -> Nat:
@@ -322,7 +324,13 @@ class Ruleset:
             return _Value(
                 {"type": "fib", "oifname": "ifname", "oif": "ifname"}[body["result"]], self._fib(body["result"], tuple(flags), packet)
             )
-        reader = {"meta": _meta, "ct": _ct, "payload": _payload, "exthdr": _exthdr, "tcp option": _unknown}.get(what, _unknown)
+        reader: Callable[[Any, Packet], _Value] = {
+            "meta": _meta,
+            "ct": _ct,
+            "payload": _payload,
+            "exthdr": _exthdr,
+            "tcp option": _unknown,
+        }.get(what, _unknown)
         return reader(body, packet)
 
 
@@ -370,9 +378,8 @@ def _payload(body: dict[str, Any], packet: Packet) -> _Value:
         raise Unknown("raw payload")
     protocol, field = body["protocol"], body["field"]
     if protocol == "ether":
-        return {"saddr": lambda: _Value("mac", packet.mac), "type": lambda: _Value("ether", _ETHER[packet.ether])}.get(
-            field, lambda: _unknown(field, packet)
-        )()
+        frame = {"saddr": _Value("mac", packet.mac), "type": _Value("ether", _ETHER[packet.ether])}
+        return frame.get(field) or _unknown(field, packet)
     if protocol == "arp":
         if packet.ether != "arp":
             raise Absent
