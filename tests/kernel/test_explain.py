@@ -170,6 +170,5 @@ def test_a_strict_source_check_on_the_way_in_is_named(engine: Engine, world: Mac
     assert "rp_filter" not in explain(engine, question).why
     sysctl.write("net/ipv4/conf/wan0/rp_filter", "1")
     found = explain(engine, question)
-    print(found)
     assert (found.verdict, found.fix) == ("no", "sysctl -w net.ipv4.conf.wan0.rp_filter=2")
     assert "rp_filter of wan0" in found.why
