@@ -77,7 +77,7 @@ def build(engine: Engine, made: list[Net], members: list[Member]) -> list[Attemp
                 outer = 8000 + 10 * number + network
                 host = {"any": "", "facing": f"{FACING[4]}:", "loopback": "127.0.0.1:"}[scope]
                 engine.publish(f"m{number}", [f"{host}{outer}:{SERVED}/{kind}" for kind in ("tcp", "udp")], network=f"n{network}")
-                attempts += _of_a_port(made, members, number, scope, outer)
+                attempts += _of_a_port(made, members, number, network, scope, outer)
     for number, member in enumerate(members):
         for network in sorted(member.networks):
             endpoint = engine.state.endpoint(engine.state.network(f"n{network}"), f"m{number}")
@@ -91,13 +91,15 @@ def build(engine: Engine, made: list[Net], members: list[Member]) -> list[Attemp
     return attempts
 
 
-def _of_a_port(made: list[Net], members: list[Member], owner: int, scope: str, outer: int) -> list[Attempt]:
+def _of_a_port(made: list[Net], members: list[Member], owner: int, network: int, scope: str, outer: int) -> list[Attempt]:
     name = f"m{owner}"
     found = [Attempt("host", "127.0.0.1", outer, name if scope != "facing" else "")]
     found += [Attempt(source, FACING[4], outer, name if scope != "loopback" else "") for source in ("host", "outside")]
     for number, member in enumerate(members):
-        leaves = any(made[network].kind != "internal" for network in member.networks)
-        found.append(Attempt(f"m{number}", FACING[4], outer, name if leaves and scope != "loopback" else ""))
+        ways = sorted(way for way in member.networks if made[way].kind != "internal")
+        # One that leaves by another of its networks than it publishes on would get its own packet from its own address: martian.
+        reaches = bool(ways) and scope != "loopback" and (number != owner or ways[0] == network)
+        found.append(Attempt(f"m{number}", FACING[4], outer, name if reaches else ""))
     return found
 
 
