@@ -79,7 +79,6 @@ class Ruleset:
         self.chains: dict[tuple[str, str, str], Chain] = {}
         self.rules: dict[tuple[str, str, str], list[Rule]] = {}
         self._sets: dict[tuple[str, str, str], dict[str, Any]] = {}
-        self._indexed: dict[tuple[str, str, str], frozenset[Any]] = {}
         dormant: set[tuple[str, str]] = set()
         for entry in objects:
             for what, body in entry.items():
@@ -117,7 +116,7 @@ class Ruleset:
         return result
 
     def _walk(self, key: tuple[str, str, str], packet: Packet, doubts: list[tuple[Rule, str]], depth: int) -> None:
-        if depth > 16:
+        if depth > 32:  # the kernel allows 16
             raise Unknown("chains call each other too deeply")
         for rule in self.rules.get(key, ()):
             target, goes = self._rule(rule, packet, doubts)
@@ -155,7 +154,8 @@ class Ruleset:
                     return done
             except Absent:
                 return "", False
-            except Unknown:
+            except (Unknown, KeyError, TypeError, ValueError):
+                # The last three: words of a later nft, which are as unknown as those that are named so.
                 doubtful = True
         return "", False
 
