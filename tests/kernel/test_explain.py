@@ -112,10 +112,16 @@ CHANGES: Final[dict[str, tuple[Callable[[Engine], None], str, str, str]]] = {
     "route deleted": (in_r1("route del default"), "outside", "no route", "atoll doctor --fix"),
     "forward policy": (on_host(EVIL), "outside", "policy of chain inet evil f", "nft 'chain inet evil f { policy accept; }'"),
     "forward rule": (
-        on_host("nft 'table ip evil {{ chain f {{ type filter hook forward priority 5; ip saddr 172.16.0.0/12 tcp dport {{ 80, 90-99 }} drop; }}; }}'"),
+        on_host(
+            "nft 'table ip evil {{ chain f {{ type filter hook forward priority 5;"
+            " ip saddr 172.16.0.0/12 tcp dport {{ 80, 90-99 }} drop; }}; }}'"
+        ),
         "outside", "ip evil f handle", "nft delete rule ip evil f handle",
     ),
-    "iptables": (on_host("iptables -A FORWARD -p tcp --dport 80 -j DROP"), "outside", "ip filter FORWARD handle", "nft delete rule ip filter FORWARD"),
+    "iptables": (
+        on_host("iptables -A FORWARD -p tcp --dport 80 -j DROP"),
+        "outside", "ip filter FORWARD handle", "nft delete rule ip filter FORWARD",
+    ),
     "no forwarding": (no_forwarding, "outside", "forwards no IPv4", "sysctl -w net.ipv4.ip_forward=1"),
     "elements deleted": (elements_gone, "r2", "the guard", "atoll doctor --fix"),
     "rule inside": (rule_inside, "r2", "inet own in handle", "atoll ns exec r2 -- nft delete rule inet own in handle"),

@@ -44,6 +44,6 @@ def _show(found: dict[str, Any]) -> None:
         click.echo(f"{_SIGN[hop['mark']]} {'<' if hop['reply'] else '>'} {hop['where']}: {hop['what']}")
     for note in found["notes"]:
         click.echo(f"- {note}")
-    click.echo(found["verdict_line"])
+    click.echo(found["summary"])
     if found["fix"]:
         click.echo(f"try: {found['fix']}")

@@ -190,7 +190,7 @@ def _repair(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
 def _explain(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
     question = checked(where.get("from", ""), where.get("to", ""), ipv6=where.get("ipv6", "0") in ("1", "true"))
     explained = explain(engine, question)
-    return msgspec.to_builtins(explained) | {"verdict_line": describe(explained, question)}
+    return msgspec.to_builtins(explained) | {"summary": describe(explained, question)}
 
 
 def _shown(differences: Sequence[Any]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from atoll.explain.snapshot import LOCAL
 from atoll.firewall.skeleton import TABLE
 
 if TYPE_CHECKING:
@@ -40,16 +41,21 @@ def refused_out(stack: Stack, packet: Packet, error: int, names: Names) -> tuple
 
 def refused_in(stack: Stack, packet: Packet, error: int) -> tuple[str, str]:
     """The kernel doesn't route what came in."""
+    back = stack.route(packet.src)
+    if back.kind == LOCAL:
+        return f"{stack.title} takes no packet from {packet.src}, its own address, on {packet.iif}", ""
     forwarding = f"net/ipv4/conf/{packet.iif}/forwarding"
-    if packet.version == 4 and stack.setting(forwarding) == "0":
+    if packet.version == 4 and error == errno.EHOSTUNREACH and stack.setting(forwarding) == "0":
         if stack.setting("net/ipv4/ip_forward") == "0":
             return f"{stack.title} forwards no IPv4 packets", sysctl(stack, "net.ipv4.ip_forward=1")
         return f"{stack.title} forwards no IPv4 packets from {packet.iif}", sysctl(stack, f"net.ipv4.conf.{packet.iif}.forwarding=1")
-    if error == errno.EXDEV:
-        checks = {name: stack.setting(f"net/ipv4/conf/{name}/rp_filter") for name in ("all", packet.iif)}
-        name = max(checks, key=lambda name: checks[name])
-        words = f"rp_filter of {packet.iif} drops it: the way back to {packet.src} is by another interface"
-        return words, sysctl(stack, f"net.ipv4.conf.{name}.rp_filter={'2' if checks[name] == '1' else '0'}")
+    checks = {name: stack.setting(f"net/ipv4/conf/{name}/rp_filter") for name in ("all", packet.iif)} if packet.version == 4 else {}
+    strictest = max(checks, key=lambda name: checks[name], default="")
+    # The kernel says the same of a source that it checked and of one that can't be (EINVAL), so its check is made again.
+    by_another = back.error or back.oif != packet.iif
+    if checks and ((checks[strictest] == "1" and by_another) or (checks[strictest] == "2" and back.error)):
+        words = f"rp_filter of {packet.iif} drops it: the way back to {packet.src} is not by {packet.iif}"
+        return words, sysctl(stack, f"net.ipv4.conf.{strictest}.rp_filter={'0' if back.error else '2'}")
     if error == errno.EINVAL:
         return f"{stack.title} takes nothing from {packet.src} on {packet.iif} (a martian source or target)", ""
     return f"{stack.title} has no route to {packet.dst}", ""

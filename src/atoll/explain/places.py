@@ -107,7 +107,9 @@ def target_of(engine: Engine, names: Names, question: Question, source: Place) -
     if value is not None:
         return Place(text, names.host, address=text, certain=False)
     if text == "host":
-        return Place("host", names.host, address=_host_address(engine, names, source, version or 4))
+        # A port of the host may be one that leads on.
+        where = _host_address(engine, names, source, version or 4)
+        return Place("host", names.host, address=where, certain=not question.port)
     if text == "outside":
         interface = _uplink(names.host, version or 4)
         return Place("outside", names.host, address=beside(names.host, interface, version or 4), interface=interface)

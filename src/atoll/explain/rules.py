@@ -10,7 +10,8 @@ import ipaddress
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from atoll.explain.packet import CT_STATE, CT_STATUS, Packet
+from atoll.explain.fields import READERS, Absent, Unknown, Value, bits, constant, unknown
+from atoll.explain.packet import CT_STATE, Packet
 
 if TYPE_CHECKING:
     from atoll.model import Address
@@ -19,32 +20,8 @@ Kind = Literal["accept", "drop", "unsure"]
 #: What `fib` finds: the result that is wanted, the flags, the packet.
 Fib = Callable[[str, tuple[str, ...], Packet], "str | int"]
 
-_PROTOCOLS: Final = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "dccp": 33, "ipv6-icmp": 58, "icmpv6": 58, "sctp": 132, "esp": 50, "ah": 51}
-_FIB: Final = {"unspec": 0, "unicast": 1, "local": 2, "broadcast": 3, "anycast": 4, "multicast": 5, "blackhole": 6, "unreachable": 7}
-_ICMP: Final = {"echo-reply": 0, "destination-unreachable": 3, "redirect": 5, "echo-request": 8, "time-exceeded": 11}
-_ICMP6: Final = {
-    "destination-unreachable": 1, "packet-too-big": 2, "time-exceeded": 3, "parameter-problem": 4, "echo-request": 128, "echo-reply": 129,
-    "mld-listener-query": 130, "mld-listener-report": 131, "mld-listener-done": 132, "mld-listener-reduction": 132,
-    "nd-router-solicit": 133, "nd-router-advert": 134, "nd-neighbor-solicit": 135, "nd-neighbor-advert": 136, "nd-redirect": 137,
-    "mld2-listener-report": 143,
-}  # fmt: skip
-_FLAGS: Final = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32}
-_ETHER: Final = {"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD, "vlan": 0x8100}
-_NFPROTO: Final = {"ipv4": 2, "ipv6": 10}
-_NAMES: Final[dict[str, dict[str, int]]] = {
-    "proto": _PROTOCOLS, "fib": _FIB, "icmp": _ICMP, "icmp6": _ICMP6, "state": CT_STATE, "status": CT_STATUS,
-    "flags": _FLAGS, "ether": _ETHER, "nfproto": _NFPROTO,
-}  # fmt: skip
 #: Statements that neither decide nor change anything that is looked at here.
 _HARMLESS: Final = frozenset({"counter", "log", "comment", "quota", "flow", "meter", "ct helper", "ct timeout", "secmark", "last"})
-
-
-class Unknown(Exception):
-    """An expression that can't be judged."""
-
-
-class Absent(Exception):
-    """The packet has no such field, so the rule ends here."""
 
 
 class Rule(NamedTuple):
@@ -88,11 +65,6 @@ class Outcome(NamedTuple):
     nat: Nat | None = None
 
 
-class _Value(NamedTuple):
-    kind: str
-    value: Any
-
-
 class _Stop(Exception):
     def __init__(self, verdict: Literal["accept", "drop"], rule: Rule, nat: Nat | None = None) -> None:
         super().__init__(verdict)
@@ -107,7 +79,6 @@ class Ruleset:
         self.chains: dict[tuple[str, str, str], Chain] = {}
         self.rules: dict[tuple[str, str, str], list[Rule]] = {}
         self._sets: dict[tuple[str, str, str], dict[str, Any]] = {}
-        self._indexed: dict[tuple[str, str, str], frozenset[Any]] = {}
         dormant: set[tuple[str, str]] = set()
         for entry in objects:
             for what, body in entry.items():
@@ -145,7 +116,7 @@ class Ruleset:
         return result
 
     def _walk(self, key: tuple[str, str, str], packet: Packet, doubts: list[tuple[Rule, str]], depth: int) -> None:
-        if depth > 16:
+        if depth > 32:  # the kernel allows 16
             raise Unknown("chains call each other too deeply")
         for rule in self.rules.get(key, ()):
             target, goes = self._rule(rule, packet, doubts)
@@ -183,7 +154,8 @@ class Ruleset:
                     return done
             except Absent:
                 return "", False
-            except Unknown:
+            except (Unknown, KeyError, TypeError, ValueError):
+                # The last three: words of a later nft, which are as unknown as those that are named so.
                 doubtful = True
         return "", False
 
@@ -209,10 +181,12 @@ class Ruleset:
                 raise _Stop("drop", rule)
             if (body or {}).get("name") not in ("comment", "LOG", "NFLOG", "CHECKSUM"):
                 raise Unknown(what)
-        elif what not in _HARMLESS and what != "continue":
-            # `limit` lets through what comes now and then, which is what one packet is; all else can't be told.
-            if what != "limit" or (isinstance(body, dict) and body.get("inv")):
+        elif what == "limit":
+            # It lets through what comes now and then, which is what one packet is.
+            if isinstance(body, dict) and body.get("inv"):
                 raise Unknown(what)
+        elif what not in _HARMLESS and what != "continue":
+            raise Unknown(what)
         return None
 
     def _nat(self, rule: Rule, what: str, body: dict[str, Any], packet: Packet) -> Nat:
@@ -251,10 +225,10 @@ class Ruleset:
         left = self._value(rule, body["left"], packet)
         right, operator = body["right"], body["op"]
         if operator in ("<", ">", "<=", ">="):
-            limit = _constant(left.kind, right)
+            limit = constant(left.kind, right)
             return bool({"<": left.value < limit, ">": left.value > limit, "<=": left.value <= limit, ">=": left.value >= limit}[operator])
         if operator == "in" and not (isinstance(right, str) and right.startswith("@")) and not (isinstance(right, dict) and "set" in right):
-            return bool(left.value & _bits(left.kind, right))
+            return bool(left.value & bits(left.kind, right))
         found = self._among(rule, left, right)
         return found if operator in ("==", "in") else not found
 
@@ -271,7 +245,7 @@ class Ruleset:
             return list(self._sets[rule.family, rule.table, data[1:]].get("elem", ()))
         return list(data["set"])
 
-    def _among(self, rule: Rule, left: _Value, right: Any) -> bool:
+    def _among(self, rule: Rule, left: Value, right: Any) -> bool:
         if isinstance(right, str) and right.startswith("@"):
             return any(self._among(rule, left, element) for element in self._elements(rule, right))
         if isinstance(right, dict):
@@ -282,34 +256,34 @@ class Ruleset:
             if "concat" in right:
                 return all(self._among(rule, part, wanted) for part, wanted in zip(left.value, right["concat"], strict=True))
             if "range" in right:
-                low, high = (_constant(left.kind, end) for end in right["range"])
+                low, high = (constant(left.kind, end) for end in right["range"])
                 return bool(type(low) is type(left.value) and low <= left.value <= high)
             if "prefix" in right:
                 network = ipaddress.ip_network((right["prefix"]["addr"], right["prefix"]["len"]), strict=False)
                 return left.value in network
             if "|" in right:
-                return bool(left.value == _bits(left.kind, right))
+                return bool(left.value == bits(left.kind, right))
             raise Unknown("constant")
         if isinstance(right, bool):
             return bool(left.value) == right
         if isinstance(right, list):
-            return bool(left.value == _bits(left.kind, right))
+            return bool(left.value == bits(left.kind, right))
         if left.kind == "ifname" and isinstance(right, str) and right.endswith("*"):
             return str(left.value).startswith(right[:-1])
-        return bool(left.value == _constant(left.kind, right))
+        return bool(left.value == constant(left.kind, right))
 
-    def _value(self, rule: Rule, expression: Any, packet: Packet) -> _Value:
+    def _value(self, rule: Rule, expression: Any, packet: Packet) -> Value:
         if isinstance(expression, int):
-            return _Value("number", expression)
+            return Value("number", expression)
         if not isinstance(expression, dict):
             raise Unknown(str(expression))
         ((what, body),) = expression.items()
         if what == "concat":
-            return _Value("concat", [self._value(rule, part, packet) for part in body])
+            return Value("concat", [self._value(rule, part, packet) for part in body])
         if what in ("&", "|", "^"):
             left = self._value(rule, body[0], packet)
-            mask = _bits(left.kind, body[1])
-            return _Value(left.kind, {"&": left.value & mask, "|": left.value | mask, "^": left.value ^ mask}[what])
+            mask = bits(left.kind, body[1])
+            return Value(left.kind, {"&": left.value & mask, "|": left.value | mask, "^": left.value ^ mask}[what])
         if what == "map":
             found = self._lookup(rule, body, packet)
             if found is None:
@@ -319,124 +293,7 @@ class Ruleset:
             flags = body["flags"] if isinstance(body["flags"], list) else [body["flags"]]
             if packet.ether == "arp":
                 raise Absent
-            return _Value(
+            return Value(
                 {"type": "fib", "oifname": "ifname", "oif": "ifname"}[body["result"]], self._fib(body["result"], tuple(flags), packet)
             )
-        reader = {"meta": _meta, "ct": _ct, "payload": _payload, "exthdr": _exthdr, "tcp option": _unknown}.get(what, _unknown)
-        return reader(body, packet)
-
-
-# --- fields of a packet --------------------------------------------------------------------------------------------------------------
-
-
-def _unknown(body: Any, _: Packet) -> _Value:
-    raise Unknown(str(body))
-
-
-def _meta(body: dict[str, Any], packet: Packet) -> _Value:
-    key = body["key"]
-    if key in ("l4proto", "nfproto") and packet.ether == "arp":
-        raise Absent
-    known: dict[str, _Value] = {
-        "iifname": _Value("ifname", packet.iif), "iif": _Value("ifname", packet.iif),
-        "oifname": _Value("ifname", packet.oif), "oif": _Value("ifname", packet.oif),
-        "l4proto": _Value("proto", packet.protocol), "nfproto": _Value("nfproto", 2 if packet.version == 4 else 10),
-        "mark": _Value("number", packet.mark), "protocol": _Value("ether", _ETHER[packet.ether]),
-    }  # fmt: skip
-    if key not in known:
-        raise Unknown(key)
-    return known[key]
-
-
-def _ct(body: dict[str, Any], packet: Packet) -> _Value:
-    key = body["key"]
-    if key == "state":
-        return _Value("state", packet.state)
-    if not packet.tracked:
-        raise Absent
-    if key == "status":
-        return _Value("status", packet.status)
-    if key == "mark":
-        return _Value("number", 0)
-    if key == "direction":
-        return _Value("direction", "reply" if packet.reply else "original")
-    raise Unknown(key)
-
-
-def _payload(body: dict[str, Any], packet: Packet) -> _Value:
-    if "protocol" not in body:
-        if (body.get("base"), body.get("offset"), body.get("len")) == ("th", 64, 128) and packet.target is not None:
-            return _Value("number128", int(packet.target))
-        raise Unknown("raw payload")
-    protocol, field = body["protocol"], body["field"]
-    if protocol == "ether":
-        return {"saddr": lambda: _Value("mac", packet.mac), "type": lambda: _Value("ether", _ETHER[packet.ether])}.get(
-            field, lambda: _unknown(field, packet)
-        )()
-    if protocol == "arp":
-        if packet.ether != "arp":
-            raise Absent
-        return {
-            "saddr ip": _Value("address", packet.src),
-            "saddr ether": _Value("mac", packet.mac),
-            "daddr ip": _Value("address", packet.dst),
-        }.get(field) or _unknown(field, packet)
-    if packet.ether == "arp":
-        raise Absent
-    if protocol in ("ip", "ip6"):
-        if packet.ether != protocol:
-            raise Absent
-        fields = {
-            "saddr": _Value("address", packet.src), "daddr": _Value("address", packet.dst), "protocol": _Value("proto", packet.protocol),
-            "nexthdr": _Value("proto", packet.protocol),
-        }  # fmt: skip
-        return fields.get(field) or _unknown(field, packet)
-    if protocol in ("icmp", "icmpv6"):
-        if packet.protocol != (1 if protocol == "icmp" else 58):
-            raise Absent
-        return _Value("icmp" if protocol == "icmp" else "icmp6", packet.icmp) if field == "type" else _unknown(field, packet)
-    if protocol != "th" and packet.protocol != _PROTOCOLS.get(protocol, -1):
-        raise Absent
-    if packet.protocol not in (6, 17, 33, 132, 136):
-        raise Absent
-    if field == "flags":
-        return _Value("flags", 18 if packet.reply else 2)
-    return {"sport": _Value("number", packet.sport), "dport": _Value("number", packet.dport)}.get(field) or _unknown(field, packet)
-
-
-def _exthdr(body: dict[str, Any], packet: Packet) -> _Value:
-    """Nothing that is asked about has extension headers."""
-    if "field" in body or packet.version != 6:
-        raise Absent
-    return _Value("exists", False)
-
-
-def _constant(kind: str, value: Any) -> Any:
-    """A constant of the ruleset as what `_value` gives for that kind."""
-    if isinstance(value, bool):
-        return value
-    if kind == "address":
-        try:
-            return ipaddress.ip_address(value)
-        except ValueError:
-            raise Unknown(str(value)) from None
-    if kind in ("ifname", "mac", "direction"):
-        return str(value)
-    if isinstance(value, int):
-        return value
-    if isinstance(value, str):
-        if value in _NAMES.get(kind, {}):
-            return _NAMES[kind][value]
-        try:
-            return int(value, 0)
-        except ValueError:
-            raise Unknown(value) from None
-    raise Unknown(str(value))
-
-
-def _bits(kind: str, value: Any) -> int:
-    if isinstance(value, dict) and "|" in value:
-        value = value["|"]
-    if isinstance(value, list):
-        return sum({_bits(kind, part) for part in value})
-    return int(_constant(kind, value))
+        return READERS.get(what, unknown)(body, packet)

@@ -37,6 +37,8 @@ _STATELESS, _HANDLE, _JSON = 1 << 2, 1 << 3, 1 << 4
 #: linux/rtnetlink.h
 _DST, _SRC, _IIF, _OIF, _GATEWAY, _PREFSRC, _MARK, _PROTO, _SPORT, _DPORT = 1, 2, 3, 4, 5, 7, 16, 27, 28, 29
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
+#: linux/sock_diag.h, net/tcp_states.h
+_SOCK_DIAG, _BY_FAMILY, _CLOSE, _LISTEN = 4, 20, 7, 10
 LOCAL, BROADCAST, MULTICAST = 2, 3, 5
 
 
@@ -194,7 +196,10 @@ class Stack:
         """Whether a socket would take it; None where that can't be seen."""
         if protocol not in ("tcp", "udp"):
             return None
-        seen = self.run(lambda: [_sockets(f"{protocol}{version}") for version in ("", "6")])
+        try:
+            seen = self.run(lambda: [_sockets(protocol, version) for version in (4, 6)])
+        except netlink.NetlinkError:
+            return None  # a kernel without sock_diag for this protocol
         return any(
             local == port
             and (not int.from_bytes(where.packed, "big") or where == to or getattr(where, "ipv4_mapped", None) == to)
@@ -208,20 +213,16 @@ def _address(packed: bytes | None) -> Address | None:
     return address(socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)) if packed else None
 
 
-def _sockets(table: str) -> list[tuple[Address, int]]:
-    """Bound sockets without a peer (proc_net(5)): TCP in LISTEN, UDP unconnected."""
-    found: list[tuple[Address, int]] = []
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            words, _, port = fields[1].rpartition(":")
-            if fields[2].endswith(":0000") and (table.startswith("udp") or fields[3] == "0A"):
-                raw = bytes.fromhex(words)
-                packed = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
-                where = _address(packed)
-                if where is not None:
-                    found.append((where, int(port, 16)))
-    return found
+def _sockets(protocol: str, version: int) -> list[tuple[Address, int]]:
+    """Sockets that wait for anyone: TCP in LISTEN, UDP without a peer. By sock_diag(7), because reading /proc/net/tcp makes the kernel
+    walk all connections of the machine."""
+    family, number = (socket.AF_INET if version == 4 else socket.AF_INET6), {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}[protocol]
+    states = 1 << (_LISTEN if protocol == "tcp" else _CLOSE)
+    request = message(_BY_FAMILY, 0, struct.pack("=BBBxI48x", family, number, 0, states))
+    with netlink.Socket(_SOCK_DIAG) as sock:
+        answers = [answer.body for answer in sock.dump(request) if len(answer.body) >= 72]
+    size = 4 if version == 4 else 16
+    return [(address(socket.inet_ntop(family, body[8 : 8 + size])), int.from_bytes(body[4:6], "big")) for body in answers]
 
 
 def _nft_library(library: ctypes.CDLL, command: str, flags: int) -> str:
