@@ -7,7 +7,7 @@ import re
 import subprocess
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.daemon.processes import kernel, named
+from tests.daemon.processes import kernel, named, user
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,3 +253,15 @@ def test_without_a_file_the_error_says_so(atoll: CommandLine, tmp_path: Path, mo
 
 def test_the_schema_is_printed(atoll: CommandLine) -> None:
     assert json.loads(atoll.says("schema"))["title"] == "Atoll topology"
+
+
+def test_an_ordinary_user_has_topologies_too(host: None) -> None:
+    with user() as atoll:
+        path = atoll.folder / "atoll.yaml"
+        path.write_text(SHOP + "    command: [sleep, '1000']\n")
+        file = str(path)
+        assert "10.8.0.7/24" in atoll.says("diff", "-f", file, "--commands")
+        assert "program shop-db.run started" in atoll.says("up", "-f", file)
+        assert atoll.says("up", "-f", file) == "shop is as the file says\n"
+        assert atoll.says("ns", "exec", "shop-web", "--", "ping", "-c1", "-W5", "-q", "10.8.0.7").count(" 0% packet loss")
+        assert "network shop_back removed" in atoll.says("down", "-p", "shop")
