@@ -198,17 +198,17 @@ def test_commands_start_in_their_namespaces_in_order_and_end_with_down(atoll: Co
     file = write(atoll, text.replace("  web:\n", "  web:\n    command: [sleep, '1000']\n    depends_on: [db]\n"))
     lines = atoll.says("up", "-f", file).splitlines()
     assert [line for line in lines if line.startswith("program")] == [
-        "program shop-db.run started sh, -c, cat /proc/net/fib_trie; exec sleep 1000",
-        "program shop-web.run started sleep, 1000",
+        "program shop-db.run started sh -c 'cat /proc/net/fib_trie; exec sleep 1000'",
+        "program shop-web.run started sleep 1000",
     ]
     assert atoll.says("up", "-f", file) == "shop is as the file says\n"
     assert "10.8.0.7" in atoll.says("logs", "shop-db.run")
     (web,) = [run for run in atoll.shows("ps") if run["name"] == "shop-web.run"]
     assert web["namespace"] == "shop-web"
     file = write(atoll, text.replace("  web:\n", "  web:\n    command: [sleep, '2000']\n    depends_on: [db]\n"))
-    assert atoll.says("up", "-f", file) == "program shop-web.run stopped\nprogram shop-web.run started sleep, 2000\n"
+    assert atoll.says("up", "-f", file) == "program shop-web.run stopped\nprogram shop-web.run started sleep 2000\n"
     atoll.says("stop", "shop-web.run")
-    assert atoll.says("up", "-f", file).endswith("program shop-web.run started sleep, 2000\n")
+    assert atoll.says("up", "-f", file).endswith("program shop-web.run started sleep 2000\n")
     atoll.says("down", "-f", file)
     assert atoll.shows("ps", "-a") == []
     assert atoll.daemon.view()["namespaces"] == {}

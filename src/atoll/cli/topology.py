@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -210,7 +211,7 @@ def _row(change: Change) -> _Row:
         case StopProgram():
             return _Row("stop", "program", change.name)
         case StartProgram():
-            return _Row("start", "program", change.program.name, output.short(change.program.command))
+            return _Row("start", "program", change.program.name, shlex.join(change.program.command))
         case RemoveNamespace():
             return _Row("remove", "namespace", change.name)
         case CreateNamespace():
