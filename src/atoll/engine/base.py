@@ -53,7 +53,7 @@ class Base:
         self._doomed = False
 
     @classmethod
-    def open(cls, state: str | Path | None = None, *, netns_dir: Path = netns.NETNS_DIR, own_thread: bool = False) -> Self:
+    def open(cls, state: str | Path | None = None, *, netns_dir: Path | None = netns.NETNS_DIR, own_thread: bool = False) -> Self:
         """An engine for the network namespace that the caller is in; `state` is a folder, or None to keep nothing.
 
         What an earlier one left half done is undone, and the kernel is brought to what the state says. Raises `Conflict` when another
