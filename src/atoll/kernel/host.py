@@ -89,7 +89,7 @@ class Host:
     def create_namespace(self, name: str) -> None:
         """Raises `Conflict` when the name is taken."""
         if self._held is not None:
-            self._hold(name, lambda: netns.unnamed(self.visitor))
+            self._hold(self._held, name, lambda: netns.unnamed(self.visitor))
             return
         netns.prepare(self.netns_dir)
         netns.create(self.visitor, self.netns_dir, name, lambda: None)
@@ -97,7 +97,7 @@ class Host:
     def attach_namespace(self, name: str, source: str) -> None:
         """Give the namespace behind a file a name. Raises `Conflict` when that is taken."""
         if self._held is not None:
-            self._hold(name, lambda: netns.open_path(source))
+            self._hold(self._held, name, lambda: netns.open_path(source))
             return
         netns.prepare(self.netns_dir)
         netns.attach(self.netns_dir, name, source)
@@ -109,11 +109,11 @@ class Host:
         elif name in self._held:
             os.close(self._held.pop(name))
 
-    def _hold(self, name: str, make: Callable[[], int]) -> None:
-        assert self._held is not None
-        if name in self._held:
+    @staticmethod
+    def _hold(held: dict[str, int], name: str, make: Callable[[], int]) -> None:
+        if name in held:
             raise Conflict(f"a network namespace named {name} is held already", "choose another name")
-        self._held[name] = make()
+        held[name] = make()
 
     @contextlib.contextmanager
     def namespace(self, name: str) -> Iterator[int]:

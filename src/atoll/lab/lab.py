@@ -39,7 +39,8 @@ def ready() -> None:
             ) from None
         private.become_root()
     except OSError as error:
-        raise Unsupported(f"this kernel makes no more network namespaces ({error.strerror})", "sysctl -w user.max_net_namespaces=10000") from None
+        what = f"this kernel makes no more network namespaces ({error.strerror})"
+        raise Unsupported(what, "sysctl -w user.max_net_namespaces=10000") from None
 
 
 class Lab:
@@ -136,12 +137,11 @@ class Lab:
 
         one.visit(add)
         made = Link(self, ("", f"wire {len(self.links)}"), f"{one.name}-{other.name}", near, far, (mine,), (theirs,))
-        for device in (near, far):
-            assert isinstance(device.place, Host)
-            device.place.configure(device.name, made.addresses_of(device.place))
-            device.place.links.append(made)
-        for device in (near, far):
-            device.place.visit(lambda name=device.name: _settle(name))  # type: ignore[misc]
+        for host, device in ((one, near), (other, far)):
+            host.configure(device.name, made.addresses_of(host))
+            host.links.append(made)
+        for host, device in ((one, near), (other, far)):
+            host.visit(lambda name=device.name: _settle(name))  # type: ignore[misc]
         self.add_link(made)
         return made
 
@@ -202,7 +202,9 @@ def _cut(strangers: list[str]) -> str:
             rules["prerouting"].append(f"{family} saddr {listed} drop")
             rules["output"].append(f"{family} daddr {listed} drop")
     chains = "\n".join(
-        f"chain {hook} {{ type filter hook {hook} priority -300; policy accept; {'; '.join(lines)}; }}" for hook, lines in rules.items() if lines
+        f"chain {hook} {{ type filter hook {hook} priority -300; policy accept; {'; '.join(lines)}; }}"
+        for hook, lines in rules.items()
+        if lines
     )
     return f"table inet {_TABLE} {{\n{chains}\n}}\n"
 

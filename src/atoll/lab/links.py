@@ -110,7 +110,7 @@ class Link:
 
     def rate(self, rate: str, *, direction: Direction = "both") -> contextlib.AbstractContextManager[None]:
         """Pass no more than a rate, each way: "10mbit". What waits longer than a second is lost."""
-        bits = parse_rate(rate)
+        bits = parse_rate(rate, "a link's rate")
         if not bits:
             raise Invalid(f"{rate!r} is no rate to limit to", "expected such as 10mbit")
 

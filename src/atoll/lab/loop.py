@@ -9,6 +9,7 @@ import queue
 import selectors
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Loop:
         self._thread = threading.Thread(target=self._run, name="atoll-lab", daemon=True)
         self._thread.start()
 
-    def call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], object]) -> None:
         """Run a function in the loop, and return when it has run."""
         done = threading.Event()
 
@@ -45,10 +46,10 @@ class Loop:
 
     def watch(self, fd: int, function: Callable[[], None]) -> None:
         """Run the function whenever the descriptor is readable."""
-        self.call(lambda: self._selector.register(fd, selectors.EVENT_READ, function) and None)
+        self.call(partial(self._selector.register, fd, selectors.EVENT_READ, function))
 
     def forget(self, fd: int) -> None:
-        self.call(lambda: self._selector.unregister(fd) and None)
+        self.call(partial(self._selector.unregister, fd))
 
     def at(self, when: float, function: Callable[[], None]) -> None:
         """Run a function at a time of the monotonic clock, in order of time; only from within the loop."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from atoll.kernel import netns
@@ -48,7 +50,7 @@ class Process(subprocess.Popen[Any]):
     """A process on a place of a lab. Unless it was told where else to write, what it wrote is its `output`."""
 
     def __init__(self, place: str, command: Sequence[str], **options: Any) -> None:
-        self.place = place
+        self.place, self.command = place, tuple(command)
         self._written = -1
         if not {"stdout", "stderr", "capture_output"} & set(options):
             self._written = os.memfd_create("output", os.MFD_CLOEXEC)
@@ -101,7 +103,8 @@ class Processes:
         """End all of them."""
         if self._first is None:
             return
-        self._first.kill()
+        first, self._first = self._first, None
+        first.kill()
         # The first of a process namespace is gone when all others are buried.
         for process in self.started:
             process.wait()
@@ -110,11 +113,9 @@ class Processes:
                     with contextlib.suppress(OSError):
                         pipe.close()
             process.forget()
-        assert self._first.stdin is not None
-        self._first.stdin.close()
-        self._first.wait()
+        # Closes its pipe as well.
+        first.communicate()
         os.close(self._namespace)
-        self._first = None
 
 
 def _start_first() -> subprocess.Popen[bytes]:
@@ -167,16 +168,18 @@ class Names:
         enter_mounts(self._namespace)
 
     def _make(self) -> None:
-        with contextlib.suppress(OSError), open("/etc/hosts", encoding="utf-8") as hosts:
-            self._base = hosts.read()
+        with contextlib.suppress(OSError):
+            self._base = Path("/etc/hosts").read_text(encoding="utf-8")
         netns.unshare(netns.CLONE_NEWNS)
         netns.mount("", "/", flags=netns.MS_REC | netns.MS_SLAVE)
         # Any folder will do, for a moment, to have a file of the lab's own that can be mounted.
-        netns.mount("atoll", "/tmp", "tmpfs")
-        self._file = os.open("/tmp/hosts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        folder = tempfile.gettempdir()
+        netns.mount("atoll", folder, "tmpfs")
+        hosts = f"{folder}/hosts"
+        self._file = os.open(hosts, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         with contextlib.suppress(OSError):
-            netns.mount("/tmp/hosts", "/etc/hosts", "none", netns.MS_BIND)
-        netns.unmount("/tmp")
+            netns.mount(hosts, "/etc/hosts", "none", netns.MS_BIND)
+        netns.unmount(folder)
         self._namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         self._write()
 
