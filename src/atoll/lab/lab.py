@@ -12,7 +12,7 @@ from atoll.errors import Conflict, Invalid, NotFound, Unsupported
 from atoll.kernel import netlink, netns, rtnl
 from atoll.kernel.host import interface_index
 from atoll.lab import private
-from atoll.lab.links import Box, Device, Link
+from atoll.lab.links import Box, Device, Link, settle
 from atoll.lab.loop import Loop
 from atoll.lab.places import Host, Namespace, Place
 from atoll.lab.processes import Names, Processes, in_thread
@@ -140,8 +140,8 @@ class Lab:
         for host, device in ((one, near), (other, far)):
             host.configure(device.name, made.addresses_of(host))
             host.links.append(made)
-        for host, device in ((one, near), (other, far)):
-            host.visit(lambda name=device.name: _settle(name))  # type: ignore[misc]
+        for device in (near, far):
+            settle(device)
         self.add_link(made)
         return made
 
@@ -208,9 +208,3 @@ def _cut(strangers: list[str]) -> str:
     )
     return f"table inet {_TABLE} {{\n{chains}\n}}\n"
 
-
-
-def _settle(name: str) -> None:
-    """Packets pass a new link once the kernel was asked about it (see `plan.execute`)."""
-    with netlink.Socket() as sock:
-        sock.ask(rtnl.get_link(name))

@@ -140,6 +140,8 @@ class Link:
             yield
         finally:
             _set_up(self.far, True)
+            settle(self.far)
+            settle(self.near)
 
     @contextlib.contextmanager
     def _weather(self, make: Callable[[random.Random], Fate], seed: int, direction: Direction) -> Iterator[None]:
@@ -162,9 +164,18 @@ def _set_up(device: Device, up: bool) -> None:
     def change() -> None:
         with netlink.Socket() as sock:
             sock.execute(rtnl.set_link(interface_index(sock, device.name), up=up))
-            sock.ask(rtnl.get_link(device.name))
 
     device.place.visit(change)
+
+
+def settle(device: Device) -> None:
+    """Return when packets pass a link that just came up: asked about it, the kernel first does what it puts off (see `plan.execute`)."""
+
+    def ask() -> None:
+        with netlink.Socket() as sock:
+            sock.ask(rtnl.get_link(device.name))
+
+    device.place.visit(ask)
 
 
 class Box:
@@ -175,6 +186,7 @@ class Box:
         self._fates: tuple[Fate, ...] = ()
         self._tap = -1
         self._out: socket.socket | None = None
+        self._last = 0.0
 
     def add(self, fate: Fate) -> Fate:
         self._fates = (*self._fates, fate)
@@ -189,17 +201,17 @@ class Box:
         return fate
 
     def remove(self, fate: Fate) -> None:
-        self._fates = tuple(one for one in self._fates if one is not fate)
-        if not self._fates and self._tap >= 0:
+        left = tuple(one for one in self._fates if one is not fate)
+        if left or self._tap < 0:
+            self._fates = left
+        else:
             with contextlib.suppress(netlink.NetlinkError):
                 self._device.place.visit(self._let_pass)
             with contextlib.suppress(KeyError):
                 self._lab.loop.forget(self._tap)
+            self._lab.loop.call(self._end)
             os.close(self._tap)
             self._tap = -1
-            if self._out is not None:
-                self._lab.loop.call(self._out.close)
-                self._out = None
 
     def _open(self) -> None:
         """In the place: a tap, and a socket that sends by the interface past its hooks."""
@@ -230,12 +242,22 @@ class Box:
         with netlink.Socket() as sock:
             sock.execute(rtnl.delete_clsact(interface_index(sock, self._device.name)))
 
-    def _read(self) -> None:
+    def _end(self) -> None:
+        """What is in the tap has the fate of what came before; what is held goes on its way when its time comes."""
+        while self._read():
+            pass
+        self._fates = ()
+        out, self._out = self._out, None
+        if out is not None:
+            self._lab.loop.at(self._last, out.close)
+
+    def _read(self) -> bool:
+        """Whether there may be more to read."""
         for _ in range(_FRAMES_AT_ONCE):
             try:
                 frame = os.read(self._tap, 65536)
             except OSError:
-                return
+                return False
             now = time.monotonic()
             times = [now]
             for fate in self._fates:
@@ -245,7 +267,9 @@ class Box:
                 if when <= now:
                     self._send(out, frame)
                 else:
+                    self._last = max(self._last, when)
                     self._lab.loop.at(when, lambda out=out, frame=frame: self._send(out, frame))  # type: ignore[misc]
+        return True
 
     def _send(self, out: socket.socket | None, frame: bytes) -> None:
         if out is not None:

@@ -31,20 +31,25 @@ class Loop:
         self._thread.start()
 
     def call(self, function: Callable[[], object]) -> None:
-        """Run a function in the loop, and return when it has run."""
+        """Run a function in the loop, and return when it has run; its exception is raised here."""
+        failure: list[BaseException] = []
         done = threading.Event()
 
         def run() -> None:
             try:
                 function()
+            except BaseException as error:
+                failure.append(error)
             finally:
                 done.set()
 
         self._calls.put(run)
         os.eventfd_write(self._bell, 1)
         done.wait()
+        if failure:
+            raise failure[0]
 
-    def watch(self, fd: int, function: Callable[[], None]) -> None:
+    def watch(self, fd: int, function: Callable[[], object]) -> None:
         """Run the function whenever the descriptor is readable."""
         self.call(partial(self._selector.register, fd, selectors.EVENT_READ, function))
 
@@ -61,6 +66,8 @@ class Loop:
 
         self.call(stop)
         self._thread.join()
+        while self._timers:
+            heapq.heappop(self._timers)[2]()
         self._selector.close()
         os.close(self._bell)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from atoll.engine import Engine
 from atoll.errors import Invalid, NotFound
-from atoll.kernel import netlink, netns, nft, rtnl
+from atoll.kernel import netlink, netns, nft, rtnl, sysctl
 from atoll.kernel.host import Host as Kernel
 from atoll.kernel.host import interface_index
 from atoll.lab import links, private, processes
@@ -216,6 +216,9 @@ class Host(Place):
         def make() -> int:
             netns.unshare(netns.CLONE_NEWNET)
             private.fresh()
+            # Only where an address asks for it: a link that is up with IPv6 speaks by itself.
+            if sysctl.read("net/ipv6/conf/default/disable_ipv6") is not None:
+                sysctl.write("net/ipv6/conf/default/disable_ipv6", "1")
             return os.open(netns.OWN, os.O_RDONLY | os.O_CLOEXEC)
 
         super().__init__(lab, name, visitor.run(visitor.home, make), visitor)
@@ -281,6 +284,8 @@ class Host(Place):
         """Bring an interface up with addresses, each with its prefix length."""
 
         def requests() -> None:
+            if any(":" in text for text in addresses):
+                sysctl.write(f"net/ipv6/conf/{name}/disable_ipv6", "0")
             with netlink.Socket() as sock:
                 index = interface_index(sock, name)
                 sock.execute(rtnl.set_link(index, up=True), *(rtnl.add_address(index, parse_interface(text)) for text in addresses))

@@ -229,10 +229,15 @@ def _socket(version: int, transport: Transport) -> socket.socket:
 
 def _listeners(version: int, address: str, port: int) -> tuple[socket.socket, socket.socket]:
     tcp, udp = (_socket(version, transport) for transport in TRANSPORTS)
-    for made in (tcp, udp):
-        if version == 6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind((address or ("::" if version == 6 else "0.0.0.0"), port))
+    try:
+        for made in (tcp, udp):
+            if version == 6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind((address or ("::" if version == 6 else "0.0.0.0"), port))
+    except OSError:
+        tcp.close()
+        udp.close()
+        raise
     tcp.listen(1024)
     level, option, _ = _CAME_TO[version]
     udp.setsockopt(level, option, 1)
