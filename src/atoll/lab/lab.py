@@ -117,7 +117,7 @@ class Lab:
 
     def namespaces(self, *names: str, network: str = "", **options: Any) -> list[Namespace]:
         """Several namespaces on one network."""
-        return [self.default.namespace(name, network, **options) for name in names]
+        return self.default.several(names, network, **options)
 
     def wire(self, one: Host, other: Host, subnet: str, *, mtu: int = 1500) -> Link:
         """A cable between two hosts; they get the first two addresses of the subnet, in this order."""

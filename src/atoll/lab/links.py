@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import os
 import random
 import socket
@@ -75,6 +76,11 @@ class Link:
     def addresses_of(self, place: Place) -> tuple[str, ...]:
         """With prefix length."""
         return self._addresses if place is self.near.place else self._far_addresses if place is self.far.place else ()
+
+    @property
+    def subnet(self) -> str:
+        """Of the first address."""
+        return str(ipaddress.ip_interface(self._addresses[0]).network)
 
     # --- weather, as context managers; they add up ---
 

@@ -254,12 +254,20 @@ class Host(Place):
 
     def namespace(self, name: str, network: str = "", **options: Any) -> Namespace:
         """A namespace, on a network if one is named (made with chosen addresses if there is none yet); `options` are `connect`'s."""
-        self.lab.check_new(name)
-        self.engine.create_namespace(name)
-        made = self.namespaces[name] = Namespace(self, name)
-        if network:
-            self.connect(network, made, **options)
-        return made
+        return self.several([name], network, **options)[0]
+
+    def several(self, names: Sequence[str], network: str = "", **options: Any) -> list[Namespace]:
+        """Namespaces, one after the other, in one visit to the host: that is quicker than as many calls."""
+
+        def make(name: str) -> Namespace:
+            self.lab.check_new(name)
+            self.engine.create_namespace(name)
+            made = self.namespaces[name] = Namespace(self, name)
+            if network:
+                self.connect(network, made, **options)
+            return made
+
+        return self.engine.host.run(lambda: [make(name) for name in names])
 
     def connect(self, network: str, namespace: Namespace, **options: Any) -> Link:
         """Attach a namespace of this host to a network; `options` are those of `Engine.connect`."""

@@ -229,6 +229,8 @@ def _socket(version: int, transport: Transport) -> socket.socket:
 
 def _listeners(version: int, address: str, port: int) -> tuple[socket.socket, socket.socket]:
     tcp, udp = (_socket(version, transport) for transport in TRANSPORTS)
+    # Connections of an earlier server that linger in TIME_WAIT don't hold its port; a server does in spite of this.
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         for made in (tcp, udp):
             if version == 6:
