@@ -38,7 +38,7 @@ def main() -> None:
         # The application's own address is no way in, even for one who knows the way.
         outside.route(app.links[0].subnet, via=host.address)
         assert_blocked(outside, app, tcp=81, canary=host)
-        assert_reachable(outside, app, tcp=8080, address=host.address)
+        assert_reachable(outside, app, tcp=8080, address=host.address, inner=80)
         print("by its own address it is out of reach")
 
 

@@ -20,15 +20,15 @@ class Inconclusive(AssertionError):
     """Nothing is proved: the way that is known to be open was silent too, or there was none to try."""
 
 
-def assert_reachable(source: Place, target: Place, *, tcp: int = 0, udp: int = 0, address: str = "") -> None:
+def assert_reachable(source: Place, target: Place, *, tcp: int = 0, udp: int = 0, address: str = "", inner: int = 0) -> None:
     """Fail unless a packet from `source` comes to a port of `target` and its answer back.
 
     A server that is there answers for itself (TCP only); where there is none, one is made for the moment. `address` is the one to ask,
-    if it isn't the target's own: a host's, for a published port (`target` is then still who must get it).
+    if it isn't the target's own: a host's, for a published port; `target` is then still who must get it, by its port `inner`.
     """
     probe = _probe(source, target, tcp, udp, address)
     with Traffic() as traffic:
-        if not _serves(traffic, target, probe.port, probe.transport):
+        if not _serves(traffic, target, inner or probe.port, probe.transport):
             _connect(source, probe)
             return
         seen = traffic.ask([probe])[0]
