@@ -12,11 +12,14 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from atoll.lab import Lab
-from atoll.lab.places import Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from atoll.lab.places import Namespace
 
 T = TypeVar("T")
 

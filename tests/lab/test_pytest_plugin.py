@@ -7,9 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.daemon.processes import user
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.daemon.processes import User
 
 FAILING = """
 import pytest
@@ -23,11 +30,11 @@ def test_that_fails(lab):
 """
 
 
-def run(folder: Path, program: str, *arguments: str, ini: str = "", prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_inner.py").write_text(program)
-    (folder / "pytest.ini").write_text(f"[pytest]\nfilterwarnings = error\n{ini}\n")
+    (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
-    command = [*prefix, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, str(folder)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, str(folder)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment, timeout=100)
 
 
@@ -79,41 +86,27 @@ def test_nothing():
     assert "1 passed" in run(tmp_path, program).stdout
 
 
-def ordinary() -> tuple[str, ...]:
-    """What makes a command an ordinary user's; skips where nobody can be one."""
-    if Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
-        pytest.skip("there is only one user here")
-    return ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
-
-
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
-def test_an_ordinary_user_has_labs_where_the_kernel_allows_it(host: None, tmp_path: Path, workers: tuple[str, ...]) -> None:
-    prefix = ordinary()
-    if subprocess.run([*prefix, "unshare", "-Urn", "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("an ordinary user may make no namespaces here")
-    with readable(tmp_path):
-        done = run(tmp_path, FAILING.replace("is None", "is not None"), *workers, prefix=prefix)
+def test_an_ordinary_user_has_labs_where_the_kernel_allows_it(host: None, workers: tuple[str, ...]) -> None:
+    with user() as someone:
+        if subprocess.run([*someone.become, "unshare", "-Urn", "true"], capture_output=True, check=False).returncode != 0:
+            pytest.skip("an ordinary user may make no namespaces here")
+        done = run_as(someone, FAILING.replace("is None", "is not None"), *workers)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_where_labs_are_refused_tests_are_skipped_and_counted(host: None, tmp_path: Path) -> None:
-    prefix = ordinary()
-    with readable(tmp_path):
-        done = run(tmp_path, FAILING, ini="atoll_rootless = off", prefix=prefix)
+def test_where_labs_are_refused_tests_are_skipped_and_counted(host: None) -> None:
+    with user() as someone:
+        done = run_as(someone, FAILING, "-o", "atoll_rootless=off")
     assert "1 skipped" in done.stdout, done.stdout + done.stderr
     assert "atoll labs: 1 skipped: not root, and atoll_rootless is off" in done.stdout
 
 
-class readable:
-    """A test's folder, open for everyone for a while; those above it are the test's own user's alone."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folders = [folder, *(above for above in folder.parents if above.owner() == folder.owner() and "pytest" in str(above))]
-
-    def __enter__(self) -> None:
-        for folder in self.folders:
-            folder.chmod(0o777 if folder is self.folders[0] else 0o755)
-
-    def __exit__(self, *_: object) -> None:
-        for folder in self.folders:
-            folder.chmod(0o700)
+def run_as(someone: User, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """pytest as an ordinary user."""
+    folder = someone.folder / "home"
+    (folder / "test_inner.py").write_text(program)
+    (folder / "test_inner.py").chmod(0o644)
+    (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    command = [*someone.become, someone.python, "-P", "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=someone.environment, timeout=100)

@@ -207,4 +207,3 @@ def _cut(strangers: list[str]) -> str:
         if lines
     )
     return f"table inet {_TABLE} {{\n{chains}\n}}\n"
-
