@@ -108,5 +108,9 @@ def run_as(someone: User, program: str, *arguments: str) -> subprocess.Completed
     (folder / "test_inner.py").write_text(program)
     (folder / "test_inner.py").chmod(0o644)
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
-    command = [*someone.become, someone.python, "-P", "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=someone.environment, timeout=100)
+    # The interpreter may have plugins of its own beside the ones that are wanted.
+    plugins = ("-p", "no:cacheprovider", "-p", "atoll.lab.pytest_plugin", "-p", "xdist.plugin")
+    environment = {name: value for name, value in someone.environment.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [*someone.become, someone.python, "-P", "-m", "pytest", *plugins, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment, timeout=100)
