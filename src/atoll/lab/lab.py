@@ -29,18 +29,24 @@ if TYPE_CHECKING:
 def ready() -> None:
     """See to it that this process may have labs: as an ordinary user it becomes root of a user namespace of its own, which a process
     with one thread can. Raises `Unsupported`."""
-    try:
-        in_thread(lambda: netns.unshare(netns.CLONE_NEWNET | netns.CLONE_NEWNS))
-    except PermissionError:
+    if not _may_administer():
         if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
             raise Unsupported(
                 "this process has threads, and may not make namespaces",
                 "make the first Lab before there are threads, call atoll.lab.private.become_root() at the start, or run as root",
-            ) from None
+            )
         private.become_root()
+    try:
+        in_thread(lambda: netns.unshare(netns.CLONE_NEWNET | netns.CLONE_NEWNS))
     except OSError as error:
-        what = f"this kernel makes no more network namespaces ({error.strerror})"
-        raise Unsupported(what, "sysctl -w user.max_net_namespaces=10000") from None
+        what = f"this kernel makes no network namespace for this process ({error.strerror})"
+        raise Unsupported(what, "see sysctl user.max_net_namespaces, and what a container's seccomp filter forbids") from None
+
+
+def _may_administer() -> bool:
+    """Whether this process has CAP_SYS_ADMIN. A trial would need a thread, whose end the kernel may notice late."""
+    status = Path("/proc/self/status").read_text()
+    return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> 21 & 1)
 
 
 class Lab:

@@ -211,17 +211,17 @@ class Host(Place):
     """A machine of its own: it may have networks and namespaces, and wires to other hosts."""
 
     def __init__(self, lab: Lab, name: str) -> None:
-        visitor = netns.Visitor()
-
-        def make() -> int:
+        def make() -> netns.Visitor:
             netns.unshare(netns.CLONE_NEWNET)
             private.fresh()
             # Only where an address asks for it: a link that is up with IPv6 speaks by itself.
             if sysctl.read("net/ipv6/conf/default/disable_ipv6") is not None:
                 sysctl.write("net/ipv6/conf/default/disable_ipv6", "1")
-            return os.open(netns.OWN, os.O_RDONLY | os.O_CLOEXEC)
+            return netns.Visitor()
 
-        super().__init__(lab, name, visitor.run(visitor.home, make), visitor)
+        # Its visitor is at home there: an ordinary user could not go back to the namespace that this process is in.
+        visitor = processes.in_thread(make)
+        super().__init__(lab, name, os.dup(visitor.home), visitor)
         self.namespaces: dict[str, Namespace] = {}
         self._engine: _Engine | None = None
         self.chance = random.Random(f"atoll {name}")  # noqa: S311

@@ -7,6 +7,7 @@ summary counts these skips apart.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import sys
 from pathlib import Path
@@ -40,10 +41,20 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "numprocesses", None) and os.geteuid() != 0 and config.getini("atoll_rootless") == "auto":
         from atoll.lab import lab
 
+        _keep_user()
         try:
             lab.ready()
         except Unsupported:
             return  # each test that wants a lab says it
+
+
+def _keep_user() -> None:
+    """pytest names its temporary folder by the user; root's, which this process is about to look like, may be somebody else's."""
+    if os.geteuid() != 0:
+        try:
+            os.environ.setdefault("LOGNAME", pwd.getpwuid(os.geteuid()).pw_name)
+        except KeyError:
+            os.environ.setdefault("LOGNAME", str(os.geteuid()))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -60,6 +71,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
     if os.geteuid() != 0 and request.config.getini("atoll_rootless") == "off":
         pytest.skip(f"{_NO_LAB}not root, and atoll_rootless is off")
+    _keep_user()
     try:
         made = Lab()
     except Unsupported as error:
