@@ -196,7 +196,11 @@ class Namespace(Place):
 class _Engine(Engine):
     """An engine whose ids and MAC addresses are the same in every lab that is built the same way."""
 
-    chance: random.Random
+    def __init__(self, host: Kernel, chance: random.Random) -> None:
+        store = Store(None)
+        store.set_fact("ula", str(chance.getrandbits(40)))
+        self.chance = chance
+        super().__init__(host, store, None)
 
     def new_id(self) -> str:
         while (made := f"{self.chance.getrandbits(40):010x}") in self.state.networks or made in self.state.endpoints:
@@ -230,11 +234,7 @@ class Host(Place):
     def engine(self) -> Engine:
         """The host's engine, which is made when it is first needed."""
         if self._engine is None:
-            store = Store(None)
-            store.set_fact("ula", str(self.chance.getrandbits(40)))
-            _Engine.chance = self.chance
-            self._engine = _Engine(self.visit(lambda: Kernel(None)), store, None)
-            self._engine.chance = self.chance
+            self._engine = _Engine(self.visit(lambda: Kernel(None)), self.chance)
             self._engine.recover()
         return self._engine
 
