@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench import bare, ours, tool, traffic
+from bench import bare, dns, ours, tool, traffic
 from bench.peers import cni, docker, iptables, netavark, recipe
 from bench.stats import Check, Result, median, ratio
 from bench.variant import Sample, Series, Variant, compare
@@ -238,6 +238,33 @@ def _stream_checks(effort: Effort, measured: Measured) -> list[Check]:
     ]
 
 
+_NAME_SERVERS = {"Atoll": dns.atoll, "aardvark-dns": dns.aardvark, "dnsmasq": dns.dnsmasq}
+
+
+def _answer_variants(effort: Effort) -> list[Variant]:
+    return [Variant(name, partial(dns.throughput, serve, 1)) for name, serve in _NAME_SERVERS.items()]
+
+
+def _answer_checks(effort: Effort, measured: Measured) -> list[Check]:
+    atoll, aardvark, dnsmasq = measured.values()
+    return [
+        Check("DNS answers a second, against aardvark-dns", ratio(atoll, aardvark), "x", 1, at_least=True),
+        Check("DNS answers a second, against dnsmasq", ratio(atoll, dnsmasq), "x", 1, at_least=True),
+    ]
+
+
+def _question_variants(effort: Effort) -> list[Variant]:
+    return [Variant(name, partial(dns.latency, serve, 10)) for name, serve in _NAME_SERVERS.items()]
+
+
+def _question_checks(effort: Effort, measured: Measured) -> list[Check]:
+    atoll, aardvark, dnsmasq = measured.values()
+    return [
+        Check("one DNS question, against aardvark-dns", ratio(atoll, aardvark), "x", 1),
+        Check("one DNS question, against dnsmasq", ratio(atoll, dnsmasq), "x"),
+    ]
+
+
 def _rounds(effort: Effort) -> int:
     return effort.rounds
 
@@ -270,4 +297,14 @@ ROWS = (
         _stream_checks,
         more_is_better=True,
     ),
+    Row(
+        "answers",
+        "DNS answers to 100 questions under way, one core",
+        "1,000/s",
+        _client_rounds,
+        _answer_variants,
+        _answer_checks,
+        more_is_better=True,
+    ),
+    Row("question", "One DNS question for a container's name, one core", "µs", _rounds, _question_variants, _question_checks),
 )

@@ -5,19 +5,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _verb, _, _number = os.environ.get("ATOLL_FAULT", "").partition(":")
 _armed = int(_number) if _number.isdigit() else 0
 _counting = False
+_whole = False
 
 
 def begin(verb: str) -> None:
     """A verb starts: from here its steps are counted."""
     global _counting
-    if _armed:
+    if _armed and not _whole:
         _counting = verb == _verb
+
+
+@contextlib.contextmanager
+def whole(verb: str) -> Iterator[None]:
+    """A verb that is made of others: their steps are its own."""
+    global _whole
+    begin(verb)
+    _whole = True
+    try:
+        yield
+    finally:
+        _whole = False
 
 
 def step() -> None:

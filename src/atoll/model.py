@@ -9,17 +9,21 @@ from __future__ import annotations
 import ipaddress
 import re
 from functools import lru_cache
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
 from atoll.errors import Invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Driver = Literal["bridge", "macvlan", "ipvlan", "host", "none"]
 Nat = Literal["masquerade", "routed", "snat"]
 Protocol = Literal["tcp", "udp", "sctp"]
 State = Literal["pending", "ready", "removing"]
 NamespaceKind = Literal["created", "adopted"]
+RunState = Literal["pending", "running", "ended"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -38,6 +42,8 @@ SHAPER_PREFIX: Final = "ati"
 #: 1000), also when it goes on to the next bridge of the chain; so a network grows by bridges of this many ports.
 SHARD_PORTS: Final = 480
 MAX_SHARDS: Final = 10
+#: Of a resolv.conf (MAXNS).
+MAX_SERVERS: Final = 3
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}\Z")
 _INTERFACE: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,14}\Z")
@@ -65,7 +71,8 @@ class Subnet(Struct, frozen=True, omit_defaults=True):
 
 class Network(Struct, frozen=True, omit_defaults=True):
     """A network. `bridge` is its first kernel bridge and the one with the gateway addresses; `made_bridge` is false when it was there
-    before us and stays. `parent` and `mode` belong to macvlan and ipvlan. `snat` holds the source addresses for `nat="snat"`."""
+    before us and stays. `parent` and `mode` belong to macvlan and ipvlan. `snat` holds the source addresses for `nat="snat"`. With `dns`
+    the gateway of a bridge network answers for names, and asks `servers` (none: the host's) about those of the world outside."""
 
     id: str
     name: str
@@ -86,6 +93,8 @@ class Network(Struct, frozen=True, omit_defaults=True):
     flag: str = ""
     ingress_rate: int = 0
     egress_rate: int = 0
+    dns: bool = True
+    servers: tuple[str, ...] = ()
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
     shards: int = 1
@@ -105,13 +114,20 @@ class Network(Struct, frozen=True, omit_defaults=True):
         """The name of the kernel bridge number `index`."""
         return self.bridge if index == 0 else f"{BRIDGE_PREFIX}{self.id}s{index}"
 
+    def resolvers(self) -> tuple[str, ...]:
+        """The addresses at which its endpoints ask for names, also on an internal network; none without DNS."""
+        if self.driver != "bridge" or not self.dns:
+            return ()
+        return tuple(subnet.gateway for subnet in self.subnets if subnet.gateway)
+
     def bridges(self) -> tuple[str, ...]:
         return tuple(self.shard(index) for index in range(self.shards)) if self.driver == "bridge" else ()
 
 
 class Namespace(Struct, frozen=True, omit_defaults=True):
     """A network namespace under our care. `device` and `inode` tell it from any other as long as it lives; an adopted one also knows
-    where it came from and, if that was a process, which (`pid`, `start` in ticks since boot `boot`)."""
+    where it came from and, if that was a process, which (`pid`, `start` in ticks since boot `boot`). `servers` are asked about names of the
+    world outside instead of its network's; `files`: an adopted one has a resolv.conf and hosts of ours, as each created one has."""
 
     name: str
     kind: NamespaceKind = "created"
@@ -122,9 +138,49 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     start: int = 0
     boot: str = ""
     named: bool = True
+    servers: tuple[str, ...] = ()
+    files: bool = False
     labels: dict[str, str] = {}
     created: float = 0.0
     state: State = "pending"
+
+    @property
+    def has_files(self) -> bool:
+        return self.files or self.kind == "created"
+
+
+class Run(Struct, frozen=True, omit_defaults=True):
+    """A program that `atoll run` started: the process `pid` that began at `start` (ticks since boot `boot`).
+
+    `namespace` names the one that it is in: its own, which has the run's name and goes when it ends, another's, or the host's (empty).
+    Of a detached one `shepherd` is the process that waits for it, writes its log and says its exit code; once it has `ended` it is kept
+    for `atoll ps -a`. `exit_code` is None while it runs, and when nobody could say it; 128 and the signal's number after a signal.
+    """
+
+    name: str
+    namespace: str = ""
+    command: tuple[str, ...] = ()
+    user: str = ""
+    directory: str = ""
+    detached: bool = False
+    pid: int = 0
+    start: int = 0
+    boot: str = ""
+    shepherd: int = 0
+    labels: dict[str, str] = {}
+    exit_code: int | None = None
+    created: float = 0.0
+    ended: float = 0.0
+    state: RunState = "pending"
+
+    @property
+    def owns(self) -> bool:
+        """Whether it has a namespace of its own."""
+        return self.namespace == self.name
+
+    @property
+    def alive(self) -> bool:
+        return self.state != "ended"
 
 
 class PublishedPort(Struct, frozen=True, omit_defaults=True):
@@ -217,6 +273,23 @@ def check_mac(text: str) -> str:
     if int(lowered[:2], 16) & 1 or lowered == "00:00:00:00:00:00":
         raise Invalid(f"{lowered} is a group or zero MAC address", "the first byte must be even, such as 02")
     return lowered
+
+
+def check_servers(texts: Iterable[str]) -> tuple[str, ...]:
+    """Addresses of name servers: at most three, as a resolv.conf has (resolv.conf(5))."""
+    found: list[str] = []
+    for text in texts:
+        try:
+            value = ipaddress.ip_address(text)
+        except ValueError:
+            raise Invalid(f"DNS server {text[:80]!r} is not an IP address", "expected an address such as 192.0.2.53") from None
+        if value.is_unspecified or value.is_multicast or "%" in text:
+            raise Invalid(f"DNS server {value} is not an address to ask", "expected the address of a server")
+        found.append(str(value))
+    found = list(dict.fromkeys(found))
+    if len(found) > MAX_SERVERS:
+        raise Invalid(f"{len(found)} DNS servers are too many", f"give at most {MAX_SERVERS}")
+    return tuple(found)
 
 
 def check_labels(labels: dict[str, str], what: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -284,6 +285,23 @@ class Here:
 
     def run(self, function: Callable[[], T]) -> T:
         return function()
+
+
+# --- files ---------------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def etc(folder: Path) -> Iterator[Path]:
+    """A copy of /etc in its place, for this process and its children."""
+    copy = folder / "etc"
+    shutil.copytree("/etc", copy, symlinks=True, ignore_dangling_symlinks=True)
+    (copy / "resolv.conf").unlink(missing_ok=True)
+    (copy / "resolv.conf").write_text("# nothing\n")
+    netns.mount(str(copy), "/etc", "none", netns.MS_BIND)
+    try:
+        yield copy
+    finally:
+        netns.unmount("/etc")
 
 
 # --- connections ---------------------------------------------------------------------------------------------------------------------

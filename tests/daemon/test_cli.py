@@ -7,7 +7,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import stat
 import subprocess
@@ -17,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from atoll.kernel import netns
-from tests.daemon.processes import ATOLL, CommandLine, Daemon, eventually, kernel, open_pidfd, open_socket, send, user
+from tests.daemon.processes import ATOLL, CommandLine, Daemon, etc, eventually, kernel, open_pidfd, open_socket, send, user
 from tests.kernel.kernel_state import State, differences
 
 if TYPE_CHECKING:
@@ -699,28 +697,14 @@ def test_a_command_in_a_namespace_is_itself(atoll: CommandLine, tmp_path: Path) 
 
 
 def test_a_namespace_has_files_of_its_own_in_etc(atoll: CommandLine, tmp_path: Path) -> None:
-    atoll.says("ns", "create", "r1", "r2")
     with etc(tmp_path) as folder:
+        atoll.says("ns", "create", "r1", "r2")
         (folder / "netns" / "r1").mkdir(parents=True)
         (folder / "netns" / "r1" / "resolv.conf").write_text("nameserver 192.0.2.53\n")
         (folder / "netns" / "r1" / "nowhere.conf").write_text("for a file that isn't there\n")
         assert atoll.says("ns", "exec", "r1", "--", "cat", "/etc/resolv.conf") == "nameserver 192.0.2.53\n"
         assert atoll.says("ns", "exec", "r2", "--", "cat", "/etc/resolv.conf") == Path("/etc/resolv.conf").read_text()
         assert Path("/etc/resolv.conf").read_text() != "nameserver 192.0.2.53\n"
-
-
-@contextlib.contextmanager
-def etc(folder: Path) -> Iterator[Path]:
-    """A copy of /etc in its place, for this process and its children."""
-    copy = folder / "etc"
-    shutil.copytree("/etc", copy, symlinks=True, ignore_dangling_symlinks=True)
-    (copy / "resolv.conf").unlink(missing_ok=True)
-    (copy / "resolv.conf").write_text("# nothing\n")
-    netns.mount(str(copy), "/etc", "none", netns.MS_BIND)
-    try:
-        yield copy
-    finally:
-        netns.unmount("/etc")
 
 
 # --- the daemon's life ---------------------------------------------------------------------------------------------------------------

@@ -116,6 +116,21 @@ def _connect(start: bool) -> socket.socket:
         raise Failed(f"the daemon has ended again ({error.strerror})", f"see {paths.run_folder()}/daemon.log") from None
 
 
+def ensure_daemon() -> None:
+    """Start the daemon, if none runs, from a process that ends: it must be no child of a program that this process turns into.
+
+    Why it can't be started is left for the first request to say.
+    """
+    if running():
+        return
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            start_daemon()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
 def start_daemon() -> None:
     """Start a daemon of our own and wait until it answers. Raises the error that kept it from that."""
     deadline = time.monotonic() + _START

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from atoll.cli import picture
-from atoll.errors import Failed
+from atoll.errors import Failed, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from atoll.engine import Engine
+    from atoll.graph.scene import Scene
     from atoll.lab.machine import Machine
     from atoll.plan.operations import Plan
 
@@ -46,6 +47,7 @@ def demo(svg_file: Path | None, show: bool) -> None:
     users make namespaces.
     """
     from atoll.engine import Engine
+    from atoll.engine.files import Files
     from atoll.lab import private
     from atoll.lab.machine import Machine, wire
 
@@ -55,7 +57,7 @@ def demo(svg_file: Path | None, show: bool) -> None:
         _configure_here("uplink", (f"{_HOST}/24", f"{_HOST6}/64"))
         outside.configure("eth0", (f"{_OUTSIDE}/24", f"{_OUTSIDE6}/64"))
         before = _snapshot()
-        with Engine.open() as engine:
+        with tempfile.TemporaryDirectory() as folder, Engine.open(dns=True, files=Files(Path(folder))) as engine:
             story = Story(engine, outside, show)
             story.tell()
             if svg_file is not None:
@@ -73,11 +75,12 @@ class Story:
         self._outside = outside
         self._show = show
         self._number = 0
-        self._networks: list[dict[str, Any]] = []
+        self._scene: Scene | None = None
         engine.on_plan = self._print_plan
 
     def tell(self) -> None:
         self._networks_and_namespaces()
+        self._names()
         self._isolation()
         self._way_out()
         with self._web_server("r1"):
@@ -95,11 +98,17 @@ class Story:
         self._step("Two namespaces, r1 and r2, each connected with an address of its choice")
         for name, address in (("r1", "192.168.34.163"), ("r2", "192.168.34.164")):
             engine.create_namespace(name)
-            engine.connect("br0", name, addresses=[address])
+            engine.connect("br0", name, addresses=[address], aliases=["db"] if name == "r2" else [])
         self._proof("r1 pings r2 at 192.168.34.164", self._ping("r1", "192.168.34.164"))
         self._proof("r2 pings r1 at 192.168.34.163", self._ping("r2", "192.168.34.163"))
         six = engine.state.endpoint(engine.state.network("br0"), "r2").address(6)
         self._proof(f"r1 pings r2 at {six}", self._ping("r1", six))
+
+    def _names(self) -> None:
+        self._step("Names: the gateway answers for the namespaces of its network, and an alias is one more name")
+        self._proof("r1 pings r2 by name", self._ping_name("r1", "r2"))
+        self._proof("r2 pings r1 as r1.br0.atoll", self._ping_name("r2", "r1.br0.atoll"))
+        self._proof("r1 pings db, which is an alias of r2", self._ping_name("r1", "db"))
 
     def _isolation(self) -> None:
         self._step("A second network with a namespace r3: networks are closed to each other")
@@ -107,6 +116,7 @@ class Story:
         self._engine.create_namespace("r3")
         self._engine.connect("other", "r3")
         self._proof("r3 can't reach r1 at 192.168.34.163", not self._ping("r3", "192.168.34.163"))
+        self._proof("its own name is known to it, and r1's isn't", self._knows("r3", "r3") and not self._knows("r3", "r1.br0.atoll"))
         self._proof("r1 still reaches r2 (the probe works)", self._ping("r1", "192.168.34.164"))
 
     def _way_out(self) -> None:
@@ -145,7 +155,8 @@ class Story:
             listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
             self._proof("`ip netns list` shows it", "guest" in listed)
             self._proof("it pings r1", self._ping("guest", "192.168.34.163"))
-            self._networks = self._views()
+            self._proof("r1 pings it by name", self._ping_name("r1", "guest"))
+            self._scene = self._look()
         finally:
             stranger.kill()
             stranger.wait()
@@ -167,8 +178,11 @@ class Story:
 
     def _picture(self) -> None:
         self._step("The picture")
-        for line in picture.lines(self._networks, _OUTSIDE):
-            click.echo(f"  {line}")
+        if self._scene is not None:
+            from atoll.graph.terminal import lines
+
+            for line in lines(self._scene, _WIDTH, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR")):
+                click.echo(f"  {line}")
 
     def end(self) -> None:
         self._step("Everything is removed")
@@ -186,12 +200,19 @@ class Story:
     # --- what the steps use ---
 
     def svg(self) -> str:
-        return picture.svg(self._networks, _OUTSIDE)
+        from atoll.cli.graph import render
 
-    def _views(self) -> list[dict[str, Any]]:
-        from atoll.view import network_view
+        return render(self._scene, "svg").decode() if self._scene is not None else ""
 
-        return [network_view(self._engine, network) for network in self._engine.networks()]
+    def _look(self) -> Scene:
+        """What there is now, for the picture."""
+        from atoll.graph import scene
+        from atoll.view import host_view, namespace_view, network_view
+
+        engine = self._engine
+        networks = [network_view(engine, network) for network in engine.networks()]
+        namespaces = [namespace_view(engine, namespace) for namespace in engine.namespaces()]
+        return scene.read(networks, namespaces, host_view(engine) | {"hostname": "demo"}, outside=_OUTSIDE)
 
     def _step(self, words: str) -> None:
         self._number += 1
@@ -222,6 +243,29 @@ class Story:
 
         def run() -> str:
             return "yes" if subprocess.run(command, capture_output=True, check=False).returncode == 0 else ""
+
+        return bool(self._in(namespace, run))
+
+    def _ping_name(self, namespace: str, name: str) -> bool:
+        """As any program in the namespace finds a name: by its resolv.conf, mounted over the host's."""
+        if self._engine.files is None:
+            return False
+        files = self._engine.files.of(namespace)
+        script = "mount --bind $0 /etc/resolv.conf && mount --bind $1 /etc/hosts && exec ping -c 1 -W 1 $2"
+        command = ["unshare", "--mount", "sh", "-c", script, files["/etc/resolv.conf"], files["/etc/hosts"], name]
+        return self._in(namespace, lambda: str(subprocess.run(command, capture_output=True, check=False).returncode)) == "0"
+
+    def _knows(self, namespace: str, name: str) -> bool:
+        """Whether the gateway of a namespace's network tells it the address of a name."""
+        from atoll.dns.ask import ask
+
+        gateway = self._engine.state.attached(namespace)[0][0].gateway(4)
+
+        def run() -> str:
+            try:
+                return "yes" if ask(gateway, name, "A") else ""
+            except NotFound:
+                return ""
 
         return bool(self._in(namespace, run))
 

@@ -35,6 +35,10 @@ def network() -> None:
 @click.option("--ingress-rate", default="", metavar="RATE", help="What each endpoint may receive, such as 10mbit.")
 @click.option("--egress-rate", default="", metavar="RATE", help="What each endpoint may send.")
 @click.option(
+    "--dns", "servers", multiple=True, metavar="IP", help="Ask this server about names outside; may be repeated. Default: the host's."
+)
+@click.option("--no-dns", "dns", flag_value=False, type=bool, default=True, help="No names: the gateway answers no DNS questions.")
+@click.option(
     "-o", "--opt", "options", multiple=True, metavar="K=V", help="bridge=NAME, snat=IP, parent=INTERFACE, mode=...; Docker's names work."
 )
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label.")
@@ -68,13 +72,8 @@ def create(dry_run: bool, aux: tuple[str, ...], options: tuple[str, ...], labels
 def list_networks(form: str, quiet: bool) -> None:
     """List networks."""
     found = client.get("/v1/networks")
-    if quiet:
-        for item in found:
-            click.echo(item["name"])
-    elif form == "json":
-        output.show_json(found)
-    else:
-        output.table(("NAME", "DRIVER", "SUBNETS", "GATEWAY", "FLAGS", "ENDPOINTS"), [_row(item) for item in found])
+    headings = ("NAME", "DRIVER", "SUBNETS", "GATEWAY", "FLAGS", "ENDPOINTS")
+    output.listing(found, quiet=quiet, form=form, headings=headings, row=_row)
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:

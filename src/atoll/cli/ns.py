@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import click
 
 from atoll.cli import client, output
-from atoll.errors import Denied, Failed, Invalid, NotFound
+from atoll.cli.enter import enter
+from atoll.errors import Invalid, NotFound
 
 
 @click.group()
@@ -21,11 +20,12 @@ def ns() -> None:
 
 @ns.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--dns", "servers", multiple=True, metavar="IP", help="Ask this server about names outside, and not its network's.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label.")
 @output.dry_run_option
-def create(names: tuple[str, ...], labels: tuple[str, ...], dry_run: bool) -> None:
+def create(names: tuple[str, ...], servers: tuple[str, ...], labels: tuple[str, ...], dry_run: bool) -> None:
     """Create namespaces. `ip netns list` shows them, too."""
-    body = {"labels": output.parse_pairs(labels, "--label")}
+    body = {"servers": list(servers), "labels": output.parse_pairs(labels, "--label")}
     if dry_run:
         for name in names:
             output.show_commands(client.post("/v1/namespaces", body | {"name": name}, dry_run=True))
@@ -39,13 +39,8 @@ def create(names: tuple[str, ...], labels: tuple[str, ...], dry_run: bool) -> No
 def list_namespaces(form: str, quiet: bool) -> None:
     """List namespaces."""
     found = client.get("/v1/namespaces")
-    if quiet:
-        for item in found:
-            click.echo(item["name"])
-    elif form == "json":
-        output.show_json(found)
-    else:
-        output.table(("NAME", "SOURCE", "NETWORKS", "ADDRESSES", "PORTS", "AGE"), [_row(item) for item in found])
+    headings = ("NAME", "SOURCE", "NETWORKS", "ADDRESSES", "PORTS", "AGE")
+    output.listing(found, quiet=quiet, form=form, headings=headings, row=_row)
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:
@@ -81,9 +76,10 @@ def rm(names: tuple[str, ...], dry_run: bool) -> None:
 @click.option("--path", default="", metavar="PATH", help="A file such as /run/netns/NAME or /proc/PID/ns/net.")
 @click.option("--docker", default="", metavar="CONTAINER", help="The namespace of a Docker container.")
 @click.option("--podman", default="", metavar="CONTAINER", help="The namespace of a Podman container.")
+@click.option("--dns", is_flag=True, help="Names for what `atoll ns exec` and `ip netns exec` run in it.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label.")
 @output.dry_run_option
-def adopt(name: str, dry_run: bool, labels: tuple[str, ...], **source: Any) -> None:
+def adopt(name: str, dry_run: bool, dns: bool, labels: tuple[str, ...], **source: Any) -> None:
     """Take a namespace that someone else made under Atoll's care.
 
     \b
@@ -93,7 +89,8 @@ def adopt(name: str, dry_run: bool, labels: tuple[str, ...], **source: Any) -> N
     """
     if not any(source.values()):
         raise click.UsageError("say where the namespace is: --pid, --path, --docker or --podman")
-    answer = client.post("/v1/namespaces", source | {"name": name, "labels": output.parse_pairs(labels, "--label")}, dry_run=dry_run)
+    body = source | {"name": name, "dns": dns, "labels": output.parse_pairs(labels, "--label")}
+    answer = client.post("/v1/namespaces", body, dry_run=dry_run)
     if dry_run:
         output.show_commands(answer)
     else:
@@ -116,7 +113,8 @@ def execute(name: str, command: tuple[str, ...]) -> None:
             raise click.UsageError("no command to run was given after --")
     found = client.get(f"/v1/namespaces/{client.quote(name)}")
     status = client.get("/v1/status")
-    _enter(found["path"], found["name"], status["pid"] if status["rootless"] and os.geteuid() != 0 else 0)
+    daemon_pid = status["pid"] if status["rootless"] and os.geteuid() != 0 else 0
+    enter(found["path"], found["name"], daemon_pid, found.get("files", {}))
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         # Python ignores these, and what is ignored stays so in a program that is executed.
         signal.signal(number, signal.SIG_DFL)
@@ -126,35 +124,3 @@ def execute(name: str, command: tuple[str, ...]) -> None:
         raise NotFound(f"no command {command[0][:80]!r}", "give its path, or install it") from None
     except OSError as error:
         raise Invalid(f"{command[0][:80]!r} can't be run: {error.strerror}") from None
-
-
-def _enter(path: str, name: str, daemon: int) -> None:
-    """Move this process into a namespace, with a /sys that shows it. `daemon`: the pid of an ordinary user's daemon, whose host it is."""
-    from atoll.kernel import netns
-
-    try:
-        if daemon:
-            held = [
-                (os.open(f"/proc/{daemon}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC), flag)
-                for kind, flag in (("user", netns.CLONE_NEWUSER), ("net", netns.CLONE_NEWNET), ("mnt", netns.CLONE_NEWNS))
-            ]
-            folder = os.getcwd()
-            for fd, flag in held:
-                netns.setns(fd, flag)
-            with contextlib.suppress(OSError):
-                os.chdir(folder)
-        fd = netns.open_path(path)
-        netns.setns(fd)
-        os.close(fd)
-        netns.unshare(netns.CLONE_NEWNS)
-        netns.mount("", "/", flags=netns.MS_REC | netns.MS_SLAVE)
-        with contextlib.suppress(OSError):
-            netns.mount("sysfs", "/sys", "sysfs")
-        replaced = Path("/etc/netns") / name
-        for file in replaced.iterdir() if replaced.is_dir() else ():
-            if (Path("/etc") / file.name).exists():
-                netns.mount(str(file), f"/etc/{file.name}", "none", netns.MS_BIND)
-    except PermissionError:
-        raise Denied(f"may not enter namespace {name}", "run as root") from None
-    except OSError as error:
-        raise Failed(f"entering namespace {name}: {error.strerror}", errno=error.errno or 0) from None

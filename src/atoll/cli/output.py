@@ -28,6 +28,19 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def listing(
+    found: Sequence[dict[str, Any]], *, quiet: bool, form: str, headings: Sequence[str], row: Callable[[Any], Sequence[str]]
+) -> None:
+    """A list as names only, as JSON or as a table."""
+    if quiet:
+        for item in found:
+            click.echo(item["name"])
+    elif form == "json":
+        show_json(found)
+    else:
+        table(headings, [row(item) for item in found])
+
+
 def show_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
@@ -95,6 +108,10 @@ def complete_networks(_: click.Context, __: click.Parameter, beginning: str) -> 
 
 def complete_namespaces(_: click.Context, __: click.Parameter, beginning: str) -> list[str]:
     return _complete("/v1/namespaces", beginning)
+
+
+def complete_runs(_: click.Context, __: click.Parameter, beginning: str) -> list[str]:
+    return _complete("/v1/runs", beginning)
 
 
 def _complete(path: str, beginning: str) -> list[str]:

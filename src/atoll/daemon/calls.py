@@ -6,15 +6,19 @@ change answers with the commands that it stands for and changes nothing.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from atoll.engine.endpoints import EndpointOptions
 from atoll.engine.network_request import NetworkRequest
+from atoll.engine.runs import RunRequest
 from atoll.errors import Invalid
+from atoll.explain import checked, describe, explain
 from atoll.model import parse_publish
-from atoll.view import endpoint_view, namespace_view, network_view
+from atoll.view import endpoint_view, host_view, namespace_view, network_view, run_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,24 +40,25 @@ class NamespaceBody(Struct, frozen=True, forbid_unknown_fields=True):
     path: str = ""
     docker: str = ""
     podman: str = ""
+    dns: bool = False
+    servers: tuple[str, ...] = ()
     labels: dict[str, str] = {}
 
 
-class ConnectBody(Struct, frozen=True, forbid_unknown_fields=True):
+class ConnectBody(EndpointOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     namespace: str
-    addresses: tuple[str, ...] = ()
-    mac: str = ""
-    interface: str = ""
-    aliases: tuple[str, ...] = ()
-    gateway_priority: int = 0
-    publish: tuple[str, ...] = ()
-    ingress_rate: str = ""
-    egress_rate: str = ""
 
 
 class PortsBody(Struct, frozen=True, forbid_unknown_fields=True):
     ports: tuple[str, ...]
     network: str = ""
+
+
+class ExitBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """`pid` says which run of that name is meant; `code` is left out by those who don't know it."""
+
+    pid: int
+    code: int | None = None
 
 
 class Call(NamedTuple):
@@ -102,16 +107,16 @@ def _namespace(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
 
 def _create_namespace(engine: Engine, _: dict[str, str], body: NamespaceBody) -> Any:
     if body.pid or body.path or body.docker or body.podman:
-        made = engine.adopt_namespace(body.name, pid=body.pid, path=body.path, docker=body.docker, podman=body.podman, labels=body.labels)
+        made = engine.adopt_namespace(**msgspec.structs.asdict(body))
     else:
-        made = engine.create_namespace(body.name, body.labels)
+        made = engine.create_namespace(body.name, body.labels, servers=body.servers)
     return namespace_view(engine, made)
 
 
 def _plan_create_namespace(engine: Engine, _: dict[str, str], body: NamespaceBody) -> Plan:
     if body.pid or body.path or body.docker or body.podman:
         return engine.plan_adopt_namespace(body.name, pid=body.pid, path=body.path, docker=body.docker, podman=body.podman)
-    return engine.plan_create_namespace(body.name)
+    return engine.plan_create_namespace(body.name, servers=body.servers)
 
 
 def _remove_namespace(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
@@ -141,6 +146,38 @@ def _ports_view(engine: Engine, endpoint: Endpoint, body: PortsBody) -> dict[str
     return {"id": endpoint.id, "network": network.name, "namespace": endpoint.namespace, "ports": changed}
 
 
+def _runs(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return [run_view(engine, run) for run in engine.runs()]
+
+
+def _run(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    return run_view(engine, engine.state.run(where["run"]))
+
+
+def _create_run(engine: Engine, _: dict[str, str], body: RunRequest) -> Any:
+    """The run, and what its process needs to enter: the pid of the daemon, whose host it is, and the namespace (null: the host's)."""
+    run = engine.create_run(body)
+    place = engine.state.namespaces.get(run.namespace)
+    inside = None if place is None else namespace_view(engine, place)
+    return run_view(engine, run) | {"daemon": os.getpid(), "place": inside}
+
+
+def _report_exit(engine: Engine, where: dict[str, str], body: ExitBody) -> Any:
+    return run_view(engine, engine.report_exit(where["run"], pid=body.pid, code=body.code))
+
+
+def _forget_run(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    return {"name": engine.forget_run(where["run"]).name}
+
+
+def _prune_runs(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return {"removed": [run.name for run in engine.prune_runs()]}
+
+
+def _host(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
+    return host_view(engine)
+
+
 def _differences(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     return {"differences": _shown(engine.differences()), "errors": []}
 
@@ -148,6 +185,12 @@ def _differences(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
 def _repair(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     found, errors = engine.repair()
     return {"differences": _shown(found), "errors": [str(error) for error in errors]}
+
+
+def _explain(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+    question = checked(where.get("from", ""), where.get("to", ""), ipv6=where.get("ipv6", "0") in ("1", "true"))
+    explained = explain(engine, question)
+    return msgspec.to_builtins(explained) | {"summary": describe(explained, question)}
 
 
 def _shown(differences: Sequence[Any]) -> list[dict[str, Any]]:
@@ -188,8 +231,16 @@ ROUTES: Final[dict[tuple[str, str], Call]] = {
     ("POST", "/v1/namespaces/{namespace}/unpublish"): Call(
         PortsBody, _unpublish, lambda engine, where, body: engine.plan_unpublish(where["namespace"], body.ports, network=body.network)
     ),
+    ("GET", "/v1/runs"): Call(NoBody, _runs),
+    ("POST", "/v1/runs"): Call(RunRequest, _create_run, lambda engine, _, body: engine.plan_create_run(body)),
+    ("POST", "/v1/runs/prune"): Call(NoBody, _prune_runs),
+    ("GET", "/v1/runs/{run}"): Call(NoBody, _run),
+    ("DELETE", "/v1/runs/{run}"): Call(NoBody, _forget_run),
+    ("POST", "/v1/runs/{run}/exit"): Call(ExitBody, _report_exit),
+    ("GET", "/v1/host"): Call(NoBody, _host),
     ("GET", "/v1/doctor"): Call(NoBody, _differences),
     ("POST", "/v1/doctor"): Call(NoBody, _repair),
+    ("GET", "/v1/explain"): Call(NoBody, _explain),
 }
 
 

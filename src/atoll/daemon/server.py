@@ -29,6 +29,7 @@ from atoll.daemon.events import Events
 from atoll.daemon.neighbourhood import Neighbourhood
 from atoll.daemon.watcher import Watcher
 from atoll.engine import Engine
+from atoll.engine.files import Files, links_of_the_machine
 from atoll.errors import AtollError, Denied, Failed, Invalid
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ _IDLE: Final = 0.1
 #: Others change rules in many transactions; the last one counts.
 _SETTLED: Final = 0.2
 
+_DNS_HELP: Final = "names are not answered there until that is put right"
+
 log = logging.getLogger("atoll")
 
 
@@ -61,6 +64,7 @@ class Server:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refresh_due: asyncio.TimerHandle | None = None
         self._settle_due: asyncio.TimerHandle | None = None
+        self._names_fd = -1
 
     async def on_engine(self, function: Callable[[], T]) -> T:
         """Run a function on the engine's thread, after what was asked before."""
@@ -69,12 +73,14 @@ class Server:
     async def serve(self, ready: Callable[[], None]) -> None:
         """Until a signal or a request says stop. Raises `Conflict` when another daemon serves this state."""
         loop = asyncio.get_running_loop()
-        self._engine = await self.on_engine(lambda: Engine.open(self._state, own_thread=True))
+        files = Files(self._run / "netns", links_of_the_machine())
+        self._engine = await self.on_engine(lambda: Engine.open(self._state, own_thread=True, dns=True, files=files))
 
         def hear(kind: str, fields: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(self._heard, kind, fields)
 
         self._engine.listener = hear
+        self._engine.logs = self._run / "logs"
         self._watcher = await self.on_engine(lambda: Watcher(self._engine))
         self._neighbourhood = Neighbourhood(self._engine, self.on_engine)
         await self._neighbourhood.start()
@@ -85,6 +91,7 @@ class Server:
         try:
             await web.SockSite(runner, self._listen()).start()
             self._watch(loop)
+            self._watch_names()
             ready()
             await self._stopping.wait()
         finally:
@@ -92,6 +99,7 @@ class Server:
                 (self._run / "atoll.sock").unlink()
             for task in self._tasks:
                 task.cancel()
+            self._forget_names()
             await runner.cleanup()
             await self._neighbourhood.stop()
             await self.on_engine(self._watcher.close)
@@ -164,7 +172,7 @@ class Server:
     def _handler(self, call: Call) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(request: web.Request) -> web.Response:
             body = decode(call.body, await request.read())
-            where = dict(request.match_info)
+            where = {**request.query, **request.match_info}
             dry_run = _asked_for(request, "dry_run")
             if dry_run and call.plan is None:
                 raise Invalid(f"{request.method} {request.path} has no dry run")
@@ -197,7 +205,8 @@ class Server:
                 "networks": len(engine.state.networks),
                 "namespaces": len(engine.state.namespaces),
                 "endpoints": len(engine.state.endpoints),
-                "problems": self._neighbourhood.problems(),
+                "dns": {"process": engine.names.pid, **engine.names.stats()},
+                "problems": [*self._neighbourhood.problems(), *({"what": what, "help": _DNS_HELP} for what in engine.names.faults())],
             }
 
         return _json(await self.on_engine(look))
@@ -230,7 +239,9 @@ class Server:
         log.info("%s %s", kind, fields)
         if kind.startswith("network."):
             self._ask_refresh(0)
-        if kind in ("namespace.remove", "endpoint.disconnect"):
+        if kind in ("network.create", "dns.restart"):
+            self._watch_names()
+        if kind in ("namespace.remove", "endpoint.disconnect", "run.end"):
             # Not while more of them come: settling costs as much for one as for many. The watcher's tick is the latest.
             if self._settle_due is not None:
                 self._settle_due.cancel()
@@ -251,6 +262,7 @@ class Server:
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         for sock in (self._watcher.links, self._watcher.rules):
             loop.add_reader(sock.fileno(), self._bell, loop)
+        loop.add_reader(self._engine.ends.fileno(), self._end, loop)
         self._spawn(self._tick())
 
     def _bell(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -268,9 +280,44 @@ class Server:
                 for sock in (self._watcher.links, self._watcher.rules):
                     loop.add_reader(sock.fileno(), self._bell, loop)
 
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A process has ended. What could not be released then is the tick's, so this isn't called for it again and again."""
+        loop.remove_reader(self._engine.ends.fileno())
+        self._spawn(self._release(loop))
+
+    async def _release(self, loop: asyncio.AbstractEventLoop) -> None:
+        if await self._safely(self._engine.release_ended) is None:
+            await asyncio.sleep(_TICK)
+        if not self._stopping.is_set():
+            loop.add_reader(self._engine.ends.fileno(), self._end, loop)
+
+    def _watch_names(self) -> None:
+        """Ring when the name server's process ends. Our own descriptor of it: the engine closes its own when it likes."""
+        self._forget_names()
+        pid = self._engine.names.pid
+        if not pid:
+            return
+        try:
+            self._names_fd = os.pidfd_open(pid)
+        except OSError:
+            self._spawn(self._safely(self._engine.names.heal))
+        else:
+            asyncio.get_running_loop().add_reader(self._names_fd, self._names_ended)
+
+    def _forget_names(self) -> None:
+        if self._names_fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._names_fd)
+            os.close(self._names_fd)
+            self._names_fd = -1
+
+    def _names_ended(self) -> None:
+        self._forget_names()
+        self._spawn(self._safely(self._engine.names.heal))
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
+            await self._safely(self._engine.names.heal)
             await self._safely(self._watcher.tick)
             with contextlib.suppress(AtollError, OSError):
                 await self._neighbourhood.tick()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import select
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -13,7 +14,8 @@ from msgspec import structs
 
 from atoll import faults
 from atoll.drivers import of, routing
-from atoll.engine import host_side
+from atoll.engine import host_side, names
+from atoll.engine.name_service import NameService
 from atoll.engine.state import State
 from atoll.errors import AtollError, Conflict, Denied, Failed, NotFound
 from atoll.firewall.elements import Element, change, endpoint_elements, network_elements, statement
@@ -28,6 +30,7 @@ from atoll.store.sqlite import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from atoll.engine.files import Files
     from atoll.model import Endpoint, Network
 
 #: The interface group of links that wait to be deleted together.
@@ -37,7 +40,7 @@ DOOMED: Final = 0x61746F6C
 class Base:
     """One engine: one host, one state, one thread at a time."""
 
-    def __init__(self, host: Host, store: Store, lock: int | None) -> None:
+    def __init__(self, host: Host, store: Store, lock: int | None, *, dns: bool = False, files: Files | None = None) -> None:
         self.host = host
         self.store = store
         if not store.fact("ula"):
@@ -47,21 +50,37 @@ class Base:
         self.state = State(store)
         self.listener: Callable[[str, dict[str, Any]], None] | None = None
         self.on_plan: Callable[[Plan], None] | None = None
+        self.names = NameService(host, self.state, self.emit, enabled=dns)
+        self.files = files
+        self._hosts_files: tuple[str, ...] = ()
         self._lock = lock
         self._pidfds: dict[str, int] = {}
+        #: Of runs, by name.
+        self._held: dict[str, int] = {}
+        #: Readable when a process that something hangs on has ended.
+        self.ends = select.epoll()
         self._stale: set[ConntrackDelete] = set()
         self._doomed = False
 
     @classmethod
-    def open(cls, state: str | Path | None = None, *, netns_dir: Path | None = netns.NETNS_DIR, own_thread: bool = False) -> Self:
+    def open(
+        cls,
+        state: str | Path | None = None,
+        *,
+        netns_dir: Path | None = netns.NETNS_DIR,
+        own_thread: bool = False,
+        dns: bool = False,
+        files: Files | None = None,
+    ) -> Self:
         """An engine for the network namespace that the caller is in; `state` is a folder, or None to keep nothing.
 
         What an earlier one left half done is undone, and the kernel is brought to what the state says. Raises `Conflict` when another
-        engine has the state open. `own_thread` says that the calling thread, which isn't the main thread, is the engine's for good.
+        engine has the state open. `own_thread` says that the calling thread, which isn't the main thread, is the engine's for good. With
+        `dns` names are answered on the gateways as long as the engine is open; `files` is where namespaces' resolv.conf and hosts are kept.
         """
         lock = _take(Path(state)) if state is not None else None
         store = Store(Path(state) / "state.db" if state is not None else None)
-        engine = cls(Host(netns_dir, in_place=own_thread), store, lock)
+        engine = cls(Host(netns_dir, in_place=own_thread), store, lock, dns=dns, files=files)
         faults.begin("open")
         engine.recover()
         return engine
@@ -69,9 +88,12 @@ class Base:
     def close(self) -> None:
         """Let go of everything that is open. The kernel's side stays as it is."""
         self.settle()
-        for fd in self._pidfds.values():
-            os.close(fd)
-        self._pidfds.clear()
+        self.names.close()
+        for held in (self._pidfds, self._held):
+            for fd in held.values():
+                os.close(fd)
+            held.clear()
+        self.ends.close()
         self.host.close()
         self.store.close()
         if self._lock is not None:
@@ -173,6 +195,32 @@ class Base:
         families = self.foreign(namespace)[1] if attached else set()
         return routing.routes(attached, foreign_default=families)
 
+    # --- names ---
+
+    def refresh_files(self) -> None:
+        """Write namespaces' files anew if the host's, which are in them, have changed."""
+        found = (_read("/etc/resolv.conf"), _read("/etc/hosts")) if self.files is not None else ()
+        if found != self._hosts_files:
+            self._hosts_files = found
+            for namespace in self.state.namespaces.values():
+                self.write_files(namespace)
+
+    def write_files(self, namespace: Namespace) -> None:
+        """Make a namespace's resolv.conf and hosts fit its networks. That they can't be written is said and stops nothing."""
+        if self.files is None or not namespace.has_files:
+            return
+        attached = self.state.attached(namespace.name)
+        try:
+            self.files.write(
+                namespace.name,
+                {
+                    "resolv.conf": names.resolv_conf(namespace, attached, _read("/etc/resolv.conf")),
+                    "hosts": names.hosts(namespace, attached, _read("/etc/hosts")),
+                },
+            )
+        except OSError as error:
+            self.emit("files.fail", namespace=namespace.name, what=f"writing its files: {error.strerror} ({error.filename})")
+
     # --- doing and undoing ---
 
     def attach(self, network: Network, endpoint: Endpoint, namespace: Namespace) -> Plan:
@@ -252,6 +300,7 @@ class Base:
             errors = dismantle(self.host, self._detach_what_is_there(network, endpoint))
         faults.step()
         self.state.drop_endpoint(endpoint)
+        self.names.drop_endpoint(network, endpoint)
         if network.driver == "bridge":
             self.delete_elements(endpoint_elements(network, endpoint))
             self._stale |= self.forget_connections(endpoint)
@@ -294,6 +343,15 @@ class Base:
             self.store.put(made)
         self.state.put_endpoint(made)
         return made
+
+
+def _read(path: str) -> str:
+    """A text file; empty when it can't be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _touches(stale: ConntrackDelete, endpoint: Endpoint) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from atoll.engine.endpoints import EndpointVerbs
 from atoll.engine.reconcile import Reconcile
+from atoll.engine.runs import RunVerbs
 
 
-class Engine(EndpointVerbs, Reconcile):
+class Engine(RunVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:

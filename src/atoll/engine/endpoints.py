@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from atoll import faults, ipam
 from atoll.drivers import bridge
 from atoll.engine.base import Base
+from atoll.engine.names import services
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid
 from atoll.firewall.elements import Element, change, network_elements, port_elements
-from atoll.kernel.host import port_holder, port_is_free
+from atoll.kernel.host import has_other_holder, port_holder, port_is_free
 from atoll.model import (
     MAX_SHARDS,
     PREDEFINED,
@@ -37,6 +38,19 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 _MOST_PORTS: Final = 65535
+
+
+class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What may be said of an endpoint when it is made: the options of `connect`."""
+
+    addresses: tuple[str, ...] = ()
+    mac: str = ""
+    interface: str = ""
+    aliases: tuple[str, ...] = ()
+    gateway_priority: int = 0
+    publish: tuple[str, ...] = ()
+    ingress_rate: str = ""
+    egress_rate: str = ""
 
 
 class EndpointVerbs(Base):
@@ -78,11 +92,14 @@ class EndpointVerbs(Base):
         self.state.put_endpoint(endpoint)
         try:
             self.do(plan)
+            self.write_files(who)
         except BaseException:
             self.tear_down(where, endpoint)
             self._undo_growth(where, grown)
             raise
         endpoint = self.ready(endpoint)
+        self.names.put_endpoint(where, endpoint)
+        self.names.tell()
         self.emit("endpoint.connect", network=where.name, namespace=who.name, id=endpoint.id, addresses=endpoint.addresses)
         return endpoint
 
@@ -90,7 +107,7 @@ class EndpointVerbs(Base):
         """What `connect` would do; changes nothing."""
         where, who, endpoint = self._draft(network, namespace, **_filled(options))  # type: ignore[arg-type]
         try:
-            return Plan.of(_growth(where, _grown(where, endpoint)), self.attach(where, endpoint, who).operations)
+            return self._connection_plan(where, who, endpoint)
         finally:
             self.state.retract_addresses(endpoint)
 
@@ -104,6 +121,9 @@ class EndpointVerbs(Base):
         self.state.put_endpoint(endpoint)
         faults.step()
         errors = self.tear_down(where, endpoint)
+        self.names.push()
+        self.write_files(self.state.namespace(namespace))
+        self.names.wait()
         self.emit("endpoint.disconnect", network=where.name, namespace=namespace, id=endpoint.id)
         if errors:
             raise errors[0]
@@ -134,6 +154,7 @@ class EndpointVerbs(Base):
             self.state.put_endpoint(endpoint, removed=ports)
             self.rebuild_firewall()
             raise
+        self._tell_services(endpoint, made)
         self.emit("port.publish", namespace=namespace, ports=[str(port) for port in ports])
         return made
 
@@ -154,6 +175,7 @@ class EndpointVerbs(Base):
         self.delete_elements(element for port in ports for element in port_elements(endpoint, port))
         self._stale |= {ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports}
         self.settle()
+        self._tell_services(endpoint, made)
         self.emit("port.unpublish", namespace=namespace, ports=[str(port) for port in ports])
         return made
 
@@ -161,6 +183,9 @@ class EndpointVerbs(Base):
         return self._unpublish_plan(*self._unpublishing(namespace, specs, network))
 
     # --- connect's parts ---
+
+    def _connection_plan(self, where: Network, who: Namespace, endpoint: Endpoint) -> Plan:
+        return Plan.of(_growth(where, _grown(where, endpoint)), self.attach(where, endpoint, who).operations)
 
     def _draft(
         self,
@@ -300,6 +325,11 @@ class EndpointVerbs(Base):
 
     # --- publish's parts ---
 
+    def _tell_services(self, before: Endpoint, after: Endpoint) -> None:
+        if services(before.ports) != services(after.ports):
+            self.names.put_endpoint(self.state.network(after.network), after)
+            self.names.tell()
+
     def _publishing(self, namespace: str, specs: Sequence[str], network: str) -> tuple[Endpoint, tuple[PublishedPort, ...]]:
         where, endpoint = self._serving(namespace, network)
         ports = _parse_specs(specs)
@@ -359,7 +389,7 @@ class EndpointVerbs(Base):
             if any(other == port for other in seen):
                 raise Conflict(f"{port} is named twice", "name it once")
             seen.append(port)
-        busy = self.host.run(lambda: _busy_port(ports, families))
+        busy = self.host.run(lambda: _busy_port(ports, families, self.names.pid))
         if busy is not None:
             number, protocol, holder = busy
             raise Conflict(f"port {number}/{protocol} of the host is taken by {holder}", "stop it, or choose another port")
@@ -394,16 +424,7 @@ def _growth(network: Network, grown: Network) -> list[Operation]:
 
 def _filled(options: dict[str, object]) -> dict[str, object]:
     """`connect`'s defaults under what was given."""
-    defaults: dict[str, object] = {
-        "addresses": (),
-        "mac": "",
-        "interface": "",
-        "aliases": (),
-        "gateway_priority": 0,
-        "publish": (),
-        "ingress_rate": "",
-        "egress_rate": "",
-    }
+    defaults = structs.asdict(EndpointOptions())
     unknown = set(options) - set(defaults)
     if unknown:
         raise TypeError(f"connect takes no {', '.join(sorted(unknown))}")
@@ -425,12 +446,16 @@ def _lowest_free(taken: Collection[int]) -> int:
     return number
 
 
-def _busy_port(ports: Collection[PublishedPort], families: Collection[int]) -> tuple[int, str, str] | None:
-    """The first port that a program of the host has open, with its name; runs in the host's namespace."""
+def _busy_port(ports: Collection[PublishedPort], families: Collection[int], names: int) -> tuple[int, str, str] | None:
+    """The first port that a program of the host has open, with its name; runs in the host's namespace.
+
+    Our name server (its pid is `names`) stands in nobody's way on every address: the firewall leaves it what it serves.
+    """
     for port in ports:
         addresses = [port.host_ip] if port.host_ip else [any_ for version, any_ in ((4, "0.0.0.0"), (6, "::")) if version in families]
         for number in range(port.host_port, port.host_port + port.count):
             for address in addresses:
-                if not port_is_free(address, number, port.protocol):
+                ours = names and number == 53 and not port.host_ip and not has_other_holder(number, port.protocol, names)
+                if not ours and not port_is_free(address, number, port.protocol):
                     return number, port.protocol, port_holder(number, port.protocol) or "another program"
     return None

@@ -14,28 +14,35 @@ from atoll import faults
 from atoll.engine.base import Base
 from atoll.errors import AtollError, Conflict, Failed, Invalid, NotFound
 from atoll.kernel import netns
-from atoll.model import Namespace, check_labels, check_name
+from atoll.model import Namespace, check_labels, check_name, check_servers
 from atoll.neighbours import containers
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import LinkSet, NamespaceAdd, NamespaceAttach, NamespaceDelete, Operation, Plan, SysctlSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _PROC_PATH: Final = re.compile(r"/proc/(\d+)/(?:task/\d+/)?ns/net\Z")
 
 
 class NamespaceVerbs(Base):
-    def create_namespace(self, name: str, labels: dict[str, str] | None = None) -> Namespace:
-        """A new, empty namespace with its loopback up, visible to `ip netns`."""
+    def create_namespace(self, name: str, labels: dict[str, str] | None = None, *, servers: Sequence[str] = ()) -> Namespace:
+        """A new, empty namespace with its loopback up, visible to `ip netns`. `servers` are asked about names outside."""
         faults.begin("create_namespace")
         self._check_new(name)
         self._check_unnamed(name)
-        namespace = Namespace(name=name, labels=check_labels(labels or {}, "label"), created=self.now(), boot=netns.boot_id())
+        namespace = Namespace(
+            name=name,
+            servers=check_servers(servers),
+            labels=check_labels(labels or {}, "label"),
+            created=self.now(),
+            boot=netns.boot_id(),
+        )
         return self._bring_up(namespace, self.plan_create_namespace(name))
 
-    def plan_create_namespace(self, name: str) -> Plan:
+    def plan_create_namespace(self, name: str, *, servers: Sequence[str] = ()) -> Plan:
         self._check_new(name)
+        check_servers(servers)
         return Plan(
             (
                 NamespaceAdd(name),
@@ -54,11 +61,13 @@ class NamespaceVerbs(Base):
         docker: str = "",
         podman: str = "",
         labels: dict[str, str] | None = None,
+        dns: bool = False,
+        servers: Sequence[str] = (),
     ) -> Namespace:
         """Take a namespace that someone else made under our care: a process's, a container's, or one that has a file.
 
         A process's namespace is ours as long as that very process lives. Raises `Conflict` for the host's own namespace and for one
-        that is under our care already.
+        that is under our care already. With `dns` it gets a resolv.conf and hosts of ours, as one that we make has.
         """
         faults.begin("adopt_namespace")
         self._check_new(name)
@@ -76,6 +85,8 @@ class NamespaceVerbs(Base):
             name=name,
             kind="adopted",
             source=source or (f"pid:{pid}" if pid else f"path:{path}"),
+            servers=check_servers(servers),
+            files=dns,
             labels=check_labels(labels or {}, "label"),
             created=self.now(),
             boot=netns.boot_id(),
@@ -93,11 +104,13 @@ class NamespaceVerbs(Base):
         """Disconnect a namespace from everything and let it go; one that we made ends with its last process."""
         faults.begin("remove_namespace")
         namespace = structs.replace(self.state.namespace(name), state="removing")
+        self._check_not_running(name)
         with self.store.transaction():
             self.store.put(namespace)
         self.state.namespaces[name] = namespace
         faults.step()
         errors = self._let_go(namespace)
+        self.names.tell()
         self.emit("namespace.remove", namespace=name)
         if errors:
             raise Failed(f"removing namespace {name}: {'; '.join(e.what for e in errors)}", "atoll doctor shows what is left")
@@ -105,6 +118,7 @@ class NamespaceVerbs(Base):
 
     def plan_remove_namespace(self, name: str) -> Plan:
         namespace = self.state.namespace(name)
+        self._check_not_running(name)
         parts: list[Operation] = []
         attached = self.state.attached(name)
         while attached:
@@ -120,14 +134,22 @@ class NamespaceVerbs(Base):
         for namespace in gone:
             self._let_go(namespace)
             self.emit("namespace.vanish", namespace=namespace.name, source=namespace.source)
+        self.names.tell()
         return gone
 
     # --- parts ---
 
     def _check_new(self, name: str) -> None:
         check_name(name, "namespace")
+        if self.state.live_run(name) is not None:
+            raise Conflict(f"a run named {name} goes on", f"choose another name, or end it: atoll stop {name}")
         if name in self.state.namespaces:
             raise Conflict(f"a namespace named {name} exists", "choose another name")
+
+    def _check_not_running(self, name: str) -> None:
+        run = self.state.live_run(name)
+        if run is not None and run.owns:
+            raise Conflict(f"namespace {name} is that of a program that runs", f"atoll stop {name}")
 
     def _check_unnamed(self, name: str) -> None:
         """Before we give a namespace its name: what failed would be undone, and a name of someone else's must not go with it."""
@@ -143,6 +165,7 @@ class NamespaceVerbs(Base):
             self.do(plan)
             with self.host.namespace(namespace.name) as fd:
                 found = netns.identity(fd)
+            self.write_files(namespace)
         except AtollError:
             self._let_go(namespace)
             raise
@@ -150,6 +173,8 @@ class NamespaceVerbs(Base):
         with self.store.transaction():
             self.store.put(made)
         self.state.namespaces[made.name] = made
+        self.names.put_namespace(made)
+        self.names.push()
         self.emit("namespace.create", namespace=made.name, kind=made.kind, source=made.source)
         return made
 
@@ -169,7 +194,7 @@ class NamespaceVerbs(Base):
         except BaseException:
             os.close(holder)
             raise
-        self._pidfds[made.name] = holder
+        self._hold(made, holder)
         return adopted
 
     def _adopt_path(self, made: Namespace, path: str) -> Namespace:
@@ -206,6 +231,9 @@ class NamespaceVerbs(Base):
         if holder is not None:
             os.close(holder)
         self.state.namespaces.pop(namespace.name, None)
+        self.names.drop_namespace(namespace)
+        if self.files is not None:
+            self.files.remove(namespace.name)
         faults.step()
         with self.store.transaction():
             self.store.delete(namespace)
@@ -238,10 +266,14 @@ class NamespaceVerbs(Base):
         """After a restart: hold the processes again that we adopted from. Those that have ended are found by `release_vanished`."""
         for namespace in self._adopted_from_processes():
             try:
-                self._pidfds[namespace.name] = netns.hold_process(netns.Process(namespace.pid, namespace.start))
+                self._hold(namespace, netns.hold_process(netns.Process(namespace.pid, namespace.start)))
             except NotFound:
                 self._let_go(namespace)
                 self.emit("namespace.vanish", namespace=namespace.name, source=namespace.source)
+
+    def _hold(self, namespace: Namespace, holder: int) -> None:
+        self._pidfds[namespace.name] = holder
+        self.ends.register(holder, select.EPOLLIN)
 
     def _adopted_from_processes(self) -> Iterator[Namespace]:
         return (namespace for namespace in self.namespaces() if namespace.pid and namespace.name not in self._pidfds)

@@ -20,6 +20,7 @@ from atoll.model import (
     check_labels,
     check_mac,
     check_name,
+    check_servers,
     parse_rate,
 )
 
@@ -67,6 +68,8 @@ class NetworkRequest(Struct, frozen=True, forbid_unknown_fields=True):
     mtu: int = 0
     ingress_rate: str = ""
     egress_rate: str = ""
+    dns: bool = True
+    servers: tuple[str, ...] = ()
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
 
@@ -164,11 +167,20 @@ def _bridge(network: Network, request: NetworkRequest, facts: HostFacts, others:
         snat=sources,
         ingress_rate=_rate(request.ingress_rate or request.options.get("ingress-rate", ""), "ingress rate"),
         egress_rate=_rate(request.egress_rate or request.options.get("egress-rate", ""), "egress rate"),
+        dns=request.dns,
+        servers=_servers(request),
     )
 
 
 def _rate(text: str, what: str) -> int:
     return parse_rate(text, what) if text else 0
+
+
+def _servers(request: NetworkRequest) -> tuple[str, ...]:
+    servers = check_servers(request.servers)
+    if servers and not request.dns:
+        raise Invalid(f"network {request.name} would have DNS servers and no DNS", "leave out --no-dns or --dns")
+    return servers
 
 
 def _check_snat(network: Network) -> None:
@@ -184,6 +196,7 @@ def _child(network: Network, request: NetworkRequest, facts: HostFacts, others: 
         (not request.masquerade, "--no-masquerade"),
         (not request.guard, "--no-guard"),
         (bool(request.ingress_rate or request.egress_rate), "a rate"),
+        (bool(request.servers), "--dns"),
     ):
         if wrong:
             raise Invalid(f"{flag} means nothing for driver {driver}", "its packets don't pass the host's bridge or firewall")

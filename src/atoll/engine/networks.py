@@ -51,6 +51,8 @@ class NetworkVerbs(Base):
         with self.store.transaction():
             self.store.put(network)
         self.state.update_network(network)
+        self.names.put_network(network)
+        self.names.push()
         self.emit("network.create", network=network.name, id=network.id, driver=network.driver)
         return Chosen(network, chosen.notes)
 
@@ -67,6 +69,8 @@ class NetworkVerbs(Base):
             self.store.put(removing)
         faults.step()
         errors = self._take_down(removing)
+        self.names.drop_network(network)
+        self.names.push()
         self.emit("network.remove", network=network.name, id=network.id)
         _report(f"removing network {network.name}", errors)
         return network
@@ -103,7 +107,7 @@ class NetworkVerbs(Base):
         return HostFacts(
             links=links,
             addresses=addresses,
-            taken=[*_taken(rows, by_index, ours), *_nameservers()],
+            taken=[*routes_taken(rows, by_index, ours), *_nameservers()],
             mtu=ways_out[0].mtu if ways_out else 1500,
             ula=int(self.store.fact("ula")),
         )
@@ -160,7 +164,7 @@ def _tuples(options: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
-def _taken(rows: list[rtnl.RouteRow], by_index: dict[int, rtnl.Link], ours: set[str]) -> Iterator[ipam.Taken]:
+def routes_taken(rows: list[rtnl.RouteRow], by_index: dict[int, rtnl.Link], ours: set[str]) -> Iterator[ipam.Taken]:
     """Where addresses lead on this host by any table, but for default routes and our own bridges."""
     for row in rows:
         device = by_index[row.ifindex].name if row.ifindex in by_index else ""

@@ -59,6 +59,11 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
             self.repair()
         elif any(nft.has_table(self.host.nfnl, family, TABLE) for family in FAMILIES):
             self.rebuild_firewall()
+        self.names.reset()
+        if self.files is not None:
+            self.files.keep_only(self.state.namespaces)
+        for namespace in self.namespaces():
+            self.write_files(namespace)
 
     # --- comparing ---
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from atoll.errors import Conflict, NotFound
 from atoll.ipam import Pool
-from atoll.model import PREDEFINED, Endpoint, Namespace, Network, address, interface
+from atoll.model import PREDEFINED, Endpoint, Namespace, Network, Run, address, interface
 from atoll.ports import PortTable
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class State:
     def __init__(self, store: Store) -> None:
         self.networks: dict[str, Network] = {}
         self.namespaces: dict[str, Namespace] = {}
+        self.runs: dict[str, Run] = {run.name: run for run in store.load_runs()}
         self.endpoints: dict[str, Endpoint] = {}
         self.ports = PortTable()
         self._pools: dict[str, list[Pool]] = {}
@@ -94,6 +95,18 @@ class State:
         if name not in self.namespaces:
             raise NotFound(f"no namespace named {name[:80]}", f"atoll ns create {name[:80]}, or atoll ns ls for what there is")
         return self.namespaces[name]
+
+    # --- runs ---
+
+    def run(self, name: str) -> Run:
+        if name not in self.runs:
+            raise NotFound(f"no run named {name[:80]}", "atoll ps -a shows what there is")
+        return self.runs[name]
+
+    def live_run(self, name: str) -> Run | None:
+        """The run of a name if its program goes on; one that has ended leaves its name to whoever wants it."""
+        run = self.runs.get(name)
+        return run if run is not None and run.state == "running" else None
 
     # --- endpoints ---
 

@@ -45,6 +45,8 @@ def network_elements(network: Network) -> list[Element]:
             found.append(Element("internals", (bridge,)))
     found.append(Element("homes", (network.bridge,)))
     found += [Element("shards", (bridge,)) for bridge in network.bridges()[1:]]
+    for gateway in network.resolvers():
+        found += [Element("resolvers6" if ":" in gateway else "resolvers4", (link, gateway)) for link in (network.bridge, "lo")]
     if not network.icc:
         found.append(Element("isolated", (network.bridge,)))
     if not network.internal:

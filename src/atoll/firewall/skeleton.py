@@ -56,6 +56,9 @@ SETS: Final[dict[str, SetSpec]] = {
     "isolated": SetSpec("inet", ("ifname",)),
     # nothing passes in or out of this bridge
     "internals": SetSpec("inet", ("ifname",)),
+    # endpoints behind this bridge, or this host (lo), ask for names at that address, the gateway's
+    "resolvers4": SetSpec("inet", ("ifname", "ipv4")),
+    "resolvers6": SetSpec("inet", ("ifname", "ipv6")),
     # what comes from this bridge leaves with the host's address
     "masqueraded": SetSpec("inet", ("ifname",)),
     # what comes from this bridge leaves with that address
@@ -141,12 +144,17 @@ table inet {TABLE} {{
 
 	chain prerouting {{
 		type nat hook prerouting priority dstnat; policy accept;
+		# Names are asked for at the gateway, whoever publishes port 53 on every address.
+		iifname . ip daddr @resolvers4 meta l4proto {{ tcp, udp }} th dport 53 accept
+		iifname . ip6 daddr @resolvers6 meta l4proto {{ tcp, udp }} th dport 53 accept
 		# Only what is addressed to this host: transit traffic to the same port number is not ours.
 		meta l4proto @carried fib daddr type local jump published
 	}}
 
 	chain output {{
 		type nat hook output priority -100; policy accept;
+		oifname . ip daddr @resolvers4 meta l4proto {{ tcp, udp }} th dport 53 accept
+		oifname . ip6 daddr @resolvers6 meta l4proto {{ tcp, udp }} th dport 53 accept
 		meta l4proto @carried fib daddr type local jump published
 	}}
 

@@ -172,6 +172,16 @@ def port_is_free(address: str, port: int, protocol: str) -> bool:
     return True
 
 
+def has_other_holder(port: int, protocol: str, pid: int) -> bool:
+    """Whether a process other than this one has a port open, on whatever address, in the namespace of the calling thread."""
+    inodes = {inode for version in ("", "6") for inode in _socket_inodes(f"{protocol}{version}", port)}
+    with contextlib.suppress(OSError):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                inodes.discard(os.readlink(fd).removeprefix("socket:[").rstrip("]"))
+    return bool(inodes)
+
+
 def port_holder(port: int, protocol: str) -> str:
     """Which process has a port open, for a message: `nginx (pid 12)`, or empty when it can't be seen."""
     inodes = {f"socket:[{inode}]" for version in ("", "6") for inode in _socket_inodes(f"{protocol}{version}", port)}

@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 NETNS_DIR: Final = Path("/run/netns")
 CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
 MS_BIND: Final = 0x1000

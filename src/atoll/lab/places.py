@@ -242,9 +242,7 @@ class Host(Place):
         for namespace in self.namespaces.values():
             namespace.close()
         if self._engine is not None:
-            # What it would still do is undone with the namespace.
-            self._engine.host.close()
-            self._engine.store.close()
+            self._engine.close()
         super().close()
         self._visitor.close()
 

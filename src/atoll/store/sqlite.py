@@ -14,7 +14,7 @@ import msgspec
 from msgspec import structs
 
 from atoll.errors import Failed
-from atoll.model import Endpoint, Namespace, Network, PublishedPort, parse_publish
+from atoll.model import Endpoint, Namespace, Network, PublishedPort, Run, parse_publish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,6 +32,9 @@ CREATE TABLE cursors (network TEXT NOT NULL, subnet TEXT NOT NULL, value TEXT NO
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
 _TABLES: Final[dict[type, str]] = {Network: "networks", Namespace: "namespaces", Endpoint: "endpoints"}
+
+#: Runs are few and short-lived: they are among the facts.
+_RUN: Final = "run:"
 
 
 def _key(value: Network | Namespace | Endpoint) -> str:
@@ -141,3 +144,16 @@ class Store:
             self._db.execute("DELETE FROM facts WHERE key = ?", (key,))
         else:
             self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value))
+
+    def load_runs(self) -> list[Run]:
+        """In the order in which they were made. Raises `Failed` on one that can't be read."""
+        try:
+            return [msgspec.json.decode(text, type=Run) for text in self.facts(_RUN).values()]
+        except msgspec.DecodeError as error:
+            raise Failed(f"the state file's runs can't be read: {error}", "restore it from a copy") from None
+
+    def put_run(self, run: Run) -> None:
+        self.set_fact(_RUN + run.name, self._encode(run).decode())
+
+    def delete_run(self, run: Run) -> None:
+        self.set_fact(_RUN + run.name, None)

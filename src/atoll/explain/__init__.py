@@ -1,0 +1,162 @@
+"""`explain`: what happens to a packet and why, reasoned from the kernel's state; the model only supplies names.
+
+`question` takes apart what was asked, `snapshot` reads stacks, `rules` evaluates nftables, `walk` leads the packet and its answer
+through all of it, `advice` has the words. What can't be judged makes the verdict `unsure`, never a guess.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct, structs
+
+from atoll.errors import Invalid
+from atoll.explain.names import Names
+from atoll.explain.packet import ECHO, Hop, Packet, ends
+from atoll.explain.places import Place, source_of, target_of
+from atoll.explain.question import PROTOCOLS, Question, parse
+from atoll.explain.walk import Arrived, Stopped, Walk
+from atoll.model import address
+
+if TYPE_CHECKING:
+    from atoll.engine import Engine
+
+__all__ = ["Explanation", "Question", "explain", "parse"]
+
+#: A client's port, as the kernel would choose one.
+_CLIENT: int = 40000
+Verdict = Literal["yes", "no", "unsure"]
+
+
+class Explanation(Struct, frozen=True):
+    """`address` is where the question led; `why` and `fix` are empty for a yes; `notes` what else should be known."""
+
+    verdict: Verdict
+    source: str
+    target: str
+    address: str
+    hops: tuple[Hop, ...]
+    why: str = ""
+    fix: str = ""
+    notes: tuple[str, ...] = ()
+    arrived: str = ""
+
+
+def explain(engine: Engine, question: Question) -> Explanation:
+    """Raises `NotFound` or `Invalid` where the question speaks of what isn't there."""
+    names = Names(engine)
+    try:
+        source = source_of(engine, names, question.source)
+        target = target_of(engine, names, question, source)
+        return _Asked(names, question, source, target).answer()
+    finally:
+        names.close()
+
+
+class _Asked:
+    def __init__(self, names: Names, question: Question, source: Place, target: Place) -> None:
+        self.walk = Walk(names)
+        self.names, self.question, self.source, self.target = names, question, source, target
+        self.notes: list[str] = []
+        self.arrived = ""
+
+    def answer(self) -> Explanation:
+        why = fix = ""
+        verdict: Verdict = "yes"
+        try:
+            self._there_and_back()
+        except Stopped as stopped:
+            verdict = "no" if stopped.sure else "unsure"
+            why, fix = stopped.why, self._command(stopped.fix)
+            self.walk.hops.append(Hop(stopped.where, why, verdict, self.walk.reply))
+        if self.names.host.legacy and verdict == "yes":
+            verdict, why = "unsure", f"iptables-legacy has rules here (tables {', '.join(self.names.host.legacy)}) which can't be judged"
+        return Explanation(
+            verdict,
+            self.source.name,
+            self.target.name,
+            self.target.address,
+            tuple(self.walk.hops),
+            why,
+            fix,
+            tuple(self.notes),
+            self.arrived,
+        )
+
+    def _there_and_back(self) -> None:
+        arrived = self._there()
+        self.arrived = self._check(arrived)
+        self._listening(arrived)
+        self.walk.reply = True
+        back = self._back(arrived)
+        asked = (arrived_at_home := back.packet).dst, arrived_at_home.src
+        if not self._is(self.source, back) or asked != (self.first.src, self.first.dst):
+            raise Stopped(back.stack.title, f"the answer comes as {back.packet.words()}, which nobody waits for")
+
+    def _there(self) -> Arrived:
+        wanted = address(self.target.address)
+        protocol = 58 if self.question.protocol == "icmp" and wanted.version == 6 else PROTOCOLS[self.question.protocol]
+        packet = Packet(
+            wanted.version, wanted, wanted, protocol, _CLIENT if self.question.port else 0, self.question.port,
+            ECHO[wanted.version][0] if self.question.protocol == "icmp" else 0, "ip6" if wanted.version == 6 else "ip",
+        )  # fmt: skip
+        if self.source.interface:
+            packet.src = address(self.source.address_for(self.names.host, wanted))
+            self.first = structs.replace(packet)
+            return self.walk.receive(self.source.stack, packet, self.source.interface)
+        route = self.source.stack.route(wanted, flow=(protocol, packet.sport, packet.dport))
+        packet.src = route.source or wanted
+        self.first = structs.replace(packet)
+        return self.walk.send(self.source.stack, packet)
+
+    def _back(self, arrived: Arrived) -> Arrived:
+        came = arrived.packet
+        answer = Packet(
+            came.version, came.dst, came.src, came.protocol, came.dport, came.sport,
+            ECHO[came.version][1] if came.icmp else 0, came.ether, mark=0, reply=True,
+        )  # fmt: skip
+        if arrived.interface:
+            return self.walk.receive(arrived.stack, answer, arrived.interface)
+        return self.walk.send(arrived.stack, answer)
+
+    def _is(self, place: Place, arrived: Arrived) -> bool:
+        return place.stack.name == arrived.stack.name and bool(place.interface) == bool(arrived.interface)
+
+    def _check(self, arrived: Arrived) -> str:
+        where = "outside" if arrived.interface else arrived.stack.title
+        if self.target.certain and not self._is(self.target, arrived):
+            raise Stopped(arrived.stack.title, f"it comes to {where}, not to {self.target.name}")
+        return where
+
+    def _listening(self, arrived: Arrived) -> None:
+        packet = arrived.packet
+        if not arrived.interface and arrived.stack.listens(self.question.protocol, packet.dport, packet.dst) is False:
+            self.notes.append(f"nobody listens on {self.question.protocol} {packet.dport} in {arrived.stack.title}")
+
+    def _command(self, fix: str) -> str:
+        """`connect` and `publish` with the names that the question has."""
+        target, source = self.target, self.source
+        publish = f"atoll publish {target.namespace} {self.question.port}:{self.question.port}/{self.question.protocol}"
+        connect = f"atoll connect {target.network or 'NETWORK'} {source.namespace}"
+        can_connect = bool(source.namespace and target.network not in source.networks)
+        can_publish = bool(target.namespace and self.question.port and self.question.protocol != "icmp")
+        if fix == "connect":
+            return connect if can_connect else ""
+        if fix == "publish":
+            return publish if can_publish else connect if can_connect else ""
+        return fix
+
+
+def describe(explanation: Explanation, question: Question) -> str:
+    """The verdict in one line."""
+    where = ends(address(explanation.address), question.port)
+    what = "ping" if question.protocol == "icmp" else question.protocol
+    tried = f"{explanation.source} to {explanation.target}" + (f" ({where})" if explanation.target not in where else "")
+    return f"{explanation.verdict}: {what} {tried}" + (f": {explanation.why}" if explanation.why else "")
+
+
+def checked(source: str, target: str, *, ipv6: bool = False) -> Question:
+    """A question from a request's words; an empty one is refused."""
+    if not target:
+        raise Invalid("the target is not named", "expected NAMESPACE, host, outside or an address, with :PORT or :PORT/PROTO")
+    return parse(source, target, ipv6=ipv6)

@@ -1,0 +1,58 @@
+"""What travels: a packet as the hooks see it, and the lines that its journey leaves behind."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from atoll.model import Address
+
+Mark = Literal["ok", "no", "unsure", "note"]
+
+#: Names of bits and numbers as nft writes them.
+CT_STATE: Final = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
+CT_STATUS: Final = {"expected": 1, "seen-reply": 2, "assured": 4, "confirmed": 8, "snat": 16, "dnat": 32, "dying": 512}
+#: Neighbour discovery, and the ping: IPv4 and IPv6.
+ECHO: Final = {4: (8, 0), 6: (128, 129)}
+SOLICIT, ADVERTISE = 135, 136
+
+
+class Packet(Struct):
+    """`ether` is the frame's type by name (ip, ip6, arp). `mac` its sender's; `target` the address that neighbour discovery speaks of."""
+
+    version: int
+    src: Address
+    dst: Address
+    protocol: int
+    sport: int = 0
+    dport: int = 0
+    icmp: int = 0
+    ether: str = ""
+    mac: str = ""
+    target: Address | None = None
+    iif: str = ""
+    oif: str = ""
+    mark: int = 0
+    state: int = CT_STATE["new"]
+    status: int = 0
+    reply: bool = False
+    tracked: bool = True
+
+    def words(self) -> str:
+        return f"{ends(self.src, self.sport)} to {ends(self.dst, self.dport)}"
+
+
+class Hop(Struct, frozen=True):
+    """One line: where, what happens there, and whether it goes on."""
+
+    where: str
+    what: str
+    mark: Mark = "ok"
+    reply: bool = False
+
+
+def ends(address: Address, port: int) -> str:
+    if not port:
+        return str(address)
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"

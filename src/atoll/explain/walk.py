@@ -1,0 +1,399 @@
+"""A packet's way through the stacks of this machine, hop by hop, and its answer's way back.
+
+Each stack is asked for itself: where the kernel would send the packet (`Stack.route`) and what its rules say (`Ruleset`). What was seen
+of a connection on the way there is remembered a stack, as connection tracking does, and applied to the answer.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec import structs
+
+from atoll.explain import advice
+from atoll.explain.packet import ADVERTISE, CT_STATE, CT_STATUS, SOLICIT, Hop, Packet, ends
+from atoll.explain.rules import Outcome, Ruleset
+from atoll.explain.snapshot import BROADCAST, LOCAL, MULTICAST, Route, Stack
+
+if TYPE_CHECKING:
+    from atoll.explain.names import Names
+    from atoll.model import Address
+
+#: A packet that met this many stacks goes round in circles.
+_MOST: Final = 24
+_CONNTRACK: Final = -200
+
+
+class Stopped(Exception):
+    """The packet's end: why, what would help, and whether that is sure."""
+
+    def __init__(self, where: str, why: str, fix: str = "", *, sure: bool = True) -> None:
+        super().__init__(why)
+        self.where, self.why, self.fix, self.sure = where, why, fix, sure
+
+
+class Arrived(NamedTuple):
+    """Where a packet ended: a stack, or the world outside behind `interface` of one."""
+
+    stack: Stack
+    packet: Packet
+    interface: str = ""
+
+
+class _Connection(NamedTuple):
+    """What a stack's connection tracking knows: the first packet as it came and as it went."""
+
+    came: Packet
+    went: Packet
+
+
+class Walk:
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.hops: list[Hop] = []
+        self.reply = False
+        self._connections: dict[str, _Connection] = {}
+        self._rulesets: dict[str, Ruleset] = {}
+        self._met = 0
+
+    def say(self, stack: Stack, what: str) -> None:
+        self.hops.append(Hop(stack.title, what, reply=self.reply))
+
+    # --- a stack's own packets, and those that come in ---
+
+    def send(self, stack: Stack, packet: Packet) -> Arrived:
+        """A packet that a process in the stack sends."""
+        route = self._out_route(stack, packet)
+        packet.iif, packet.oif = "", route.oif
+        before = structs.replace(packet)
+        self._begin(stack, packet)
+        before_dst = packet.dst
+        self._hook(stack, packet, "output")
+        if packet.dst != before_dst:
+            route = self._out_route(stack, packet)
+            packet.oif = route.oif
+        self._hook(stack, packet, "postrouting")
+        self._remember(stack, before, packet)
+        if route.kind == LOCAL or packet.oif == "lo":
+            self.say(stack, f"{packet.words()}: an address of {stack.title} itself")
+            packet.iif, packet.oif = "lo", ""
+            return self._deliver(stack, packet, loop=True)
+        return self._transmit(stack, packet, route.gateway or packet.dst)
+
+    def receive(self, stack: Stack, packet: Packet, iif: str) -> Arrived:
+        """A packet that comes in by an interface."""
+        self._met += 1
+        if self._met > _MOST:
+            raise Stopped(stack.title, "the packet goes round in circles")
+        packet.iif, packet.oif = iif, ""
+        before = structs.replace(packet)
+        self._begin(stack, packet)
+        self._hook(stack, packet, "prerouting")
+        route = stack.route(packet.dst, src=packet.src, iif=iif, mark=packet.mark, flow=(packet.protocol, packet.sport, packet.dport))
+        if route.error:
+            raise Stopped(stack.title, *advice.refused_in(stack, packet, route.error))
+        if route.kind == LOCAL:
+            arrived = self._deliver(stack, packet)
+            self._remember(stack, before, packet)
+            return arrived
+        if route.kind in (BROADCAST, MULTICAST):
+            raise Stopped(stack.title, f"{packet.dst} is no single host's address")
+        family = "ipv4" if packet.version == 4 else "ipv6"
+        if packet.version == 6 and stack.setting("net/ipv6/conf/all/forwarding") != "1":
+            raise Stopped(
+                stack.title, f"{stack.title} forwards no {family} packets", advice.sysctl(stack, "net.ipv6.conf.all.forwarding=1")
+            )
+        if packet.version == 6 and packet.src.is_link_local:
+            raise Stopped(stack.title, "a link-local address is not routed")
+        packet.oif = route.oif
+        self.say(
+            stack,
+            f"routed from {self.names.link(iif)} to {self.names.link(route.oif)}" + (f" via {route.gateway}" if route.gateway else ""),
+        )
+        self._hook(stack, packet, "forward")
+        self._hook(stack, packet, "postrouting")
+        self._remember(stack, before, packet)
+        return self._transmit(stack, packet, route.gateway or packet.dst)
+
+    def _out_route(self, stack: Stack, packet: Packet) -> Route:
+        route = stack.route(packet.dst, src=packet.src, mark=packet.mark, flow=(packet.protocol, packet.sport, packet.dport))
+        if route.error:
+            raise Stopped(stack.title, *advice.refused_out(stack, packet, route.error, self.names))
+        return route
+
+    def _deliver(self, stack: Stack, packet: Packet, *, loop: bool = False) -> Arrived:
+        if loop:
+            self._hook(stack, packet, "prerouting", nat=False)
+        self._hook(stack, packet, "input")
+        self.say(stack, f"arrives at {stack.title} as {packet.words()}")
+        return Arrived(stack, packet)
+
+    # --- connection tracking ---
+
+    def _begin(self, stack: Stack, packet: Packet) -> None:
+        """The packet's state in this stack, and for an answer, the address translation undone where the kernel undoes it first."""
+        packet.tracked, packet.status = True, 0
+        known = self._connections.get(stack.name)
+        if known is not None and self.reply and _answers(packet, known.went):
+            packet.state, packet.reply = CT_STATE["established"], True
+            packet.status = known.went.status
+        elif self.reply and packet.protocol in (1, 6, 58):
+            # An answer without a question: to TCP and ping an invalid packet where its connection isn't known; at home it belongs to one.
+            packet.state = CT_STATE["established"] if known is None and not packet.iif else CT_STATE["invalid"]
+        else:
+            packet.state = CT_STATE["new"]
+
+    def _remember(self, stack: Stack, before: Packet, packet: Packet) -> None:
+        if not self.reply and packet.tracked:
+            self._connections.setdefault(stack.name, _Connection(before, structs.replace(packet)))
+
+    def _undo(self, stack: Stack, packet: Packet, hook: str) -> None:
+        """An answer's addresses are put back: its target where packets come in, its source where they go on."""
+        known = self._connections.get(stack.name)
+        if hook == "forward" or known is None or packet.state != CT_STATE["established"] or not packet.reply:
+            return
+        old = packet.words()
+        if hook in ("prerouting", "output"):
+            packet.dst, packet.dport = known.came.src, known.came.sport
+        else:
+            packet.src, packet.sport = known.came.dst, known.came.dport
+        if packet.words() != old:
+            self.say(stack, f"the answer's addresses are put back: {packet.words()}")
+
+    # --- rules ---
+
+    def rules(self, stack: Stack) -> Ruleset:
+        if stack.name not in self._rulesets:
+            self._rulesets[stack.name] = Ruleset(stack.ruleset, lambda result, flags, packet: _fib(stack, result, flags, packet))
+        return self._rulesets[stack.name]
+
+    def _hook(self, stack: Stack, packet: Packet, hook: str, *, nat: bool = True) -> None:
+        family = "ip" if packet.version == 4 else "ip6"
+        rules = self.rules(stack)
+        chains = rules.base(hook, ("inet", family))
+        if hook == "prerouting":
+            ingress = [c for c in rules.base("ingress", ("netdev", "inet")) if packet.iif in c.devices]
+            chains = ingress + chains
+        state, undone, rewritten = packet.state, False, False
+        for chain in chains:
+            if hook in ("prerouting", "output") and packet.tracked:
+                packet.state = CT_STATE["invalid"] if chain.priority <= _CONNTRACK or chain.hook == "ingress" else state
+            if not undone and chain.priority > _CONNTRACK and (hook in ("prerouting", "output") or chain.priority >= 100):
+                undone = True
+                self._undo(stack, packet, hook)
+            if chain.kind == "nat" and (not nat or rewritten or not packet.tracked or packet.state != CT_STATE["new"]):
+                continue
+            outcome = rules.run(chain, packet)
+            self._judge(stack, packet, hook, outcome)
+            if outcome.nat is not None and chain.kind == "nat":
+                rewritten = True
+                self._rewrite(stack, packet, outcome)
+        if packet.tracked:
+            packet.state = state
+        if not undone:
+            self._undo(stack, packet, hook)
+
+    def _judge(self, stack: Stack, packet: Packet, hook: str, outcome: Outcome) -> None:
+        if outcome.verdict == "accept":
+            return
+        text = "" if outcome.rule is None else stack.rule_text(*outcome.rule[:4])
+        why, fix = advice.ruled_out(stack, packet, outcome, text, self.names)
+        if outcome.verdict == "unsure":
+            raise Stopped(stack.title, f"rule {why} at {hook} can't be judged", sure=False)
+        raise Stopped(stack.title, why, fix)
+
+    def _rewrite(self, stack: Stack, packet: Packet, outcome: Outcome) -> None:
+        nat = outcome.nat
+        if nat is None:
+            return
+        assert outcome.rule is not None  # noqa: S101
+        by = advice.name_of(outcome.rule)
+        if nat.kind == "dnat":
+            target = nat.address or self._own(stack, packet, packet.iif)
+            packet.dst, packet.dport = target, nat.port or packet.dport
+            packet.status |= CT_STATUS["dnat"]
+            self.say(stack, f"{by}: goes on to {ends(packet.dst, packet.dport)}")
+        else:
+            packet.src = nat.address or self._own(stack, packet, packet.oif)
+            packet.status |= CT_STATUS["snat"]
+            self.say(stack, f"{by}: goes on as {packet.src}")
+
+    def _own(self, stack: Stack, packet: Packet, interface: str) -> Address:
+        route = stack.route(packet.dst, oif=interface) if interface == packet.oif else None
+        if route is not None and route.source is not None:
+            return route.source
+        rows = [row.interface.ip for row in stack.on(interface, packet.version) if not row.interface.ip.is_link_local]
+        if not rows:
+            raise Stopped(stack.title, f"{interface} has no IPv{packet.version} address to be seen by", "atoll doctor --fix")
+        return rows[0]
+
+    # --- cables and bridges ---
+
+    def _transmit(self, stack: Stack, packet: Packet, next_hop: Address) -> Arrived:
+        link = stack.links.get(packet.oif)
+        if link is None:
+            raise Stopped(stack.title, f"there is no interface {packet.oif}", "atoll doctor --fix")
+        if not link.up:
+            raise Stopped(stack.title, f"{self.names.link(link.name)} is down", advice.up(stack, link.name))
+        if link.kind == "bridge":
+            return self._from_bridge(stack, packet, next_hop)
+        if link.kind in ("macvlan", "ipvlan"):
+            raise Stopped(
+                stack.title, f"{link.name} is a {link.kind} interface; what its parent's network does can't be seen from here", sure=False
+            )
+        peer = self.names.peer(stack, link.name) if link.kind == "veth" else None
+        if peer is None:
+            self.say(stack, f"leaves by {link.name} as {packet.words()}" + (f" via {next_hop}" if next_hop != packet.dst else ""))
+            return Arrived(stack, packet, link.name)
+        far, name = peer
+        if not far.links[name].up:
+            raise Stopped(far.title, f"{self.names.link(name)}, the other end of {link.name}, is down", advice.up(far, name))
+        packet.mac = link.mac
+        bridge = far.master(name)
+        if not bridge:
+            if self.names.is_port(name):
+                raise Stopped(far.title, f"{self.names.link(name)} is not in its bridge any more", "atoll doctor --fix")
+            return self.receive(far, packet, name)
+        return self._into_bridge(far, packet, bridge, name, next_hop, (stack, link.name))
+
+    def _into_bridge(self, host: Stack, packet: Packet, bridge: str, port: str, hop: Address, sender: tuple[Stack, str]) -> Arrived:
+        """From a namespace: find who has the next hop's address, see that both can ask and answer, then send."""
+        self._is_up(host, bridge)
+        own = [row.interface.ip for row in sender[0].on(sender[1], packet.version)]
+        asking = next((address for address in own if address == packet.src), own[0] if own else packet.src)
+        ask = _question(packet, asking, hop, SOLICIT)
+        found = self._find(host, bridge, port, hop)
+        self._frame(host, ask, port, found)
+        if found is None:
+            raise Stopped(host.title, f"nobody on {self.names.link(bridge)} has {hop}", self.names.missing(hop))
+        target, name, way = found
+        if name:
+            packet_mac = target.links[name].mac
+            answer = _question(packet, hop, asking, ADVERTISE)
+            answer.mac, answer.iif = packet_mac, way[-1][1]
+            self._bridge_hook(host, answer, "prerouting", answer=True)
+        self._frame(host, packet, port, found)
+        if not name:
+            self.say(host, f"{self.names.link(port)}: comes to the host by {self.names.link(way[-1][0])}")
+            return self.receive(target, packet, way[-1][0])
+        self.say(host, f"{self.names.link(bridge)}: from {self.names.link(port)} to {self.names.link(way[-1][1])}")
+        return self.receive(target, packet, name)
+
+    def _from_bridge(self, host: Stack, packet: Packet, hop: Address) -> Arrived:
+        bridge = packet.oif
+        found = self._find(host, bridge, "", hop, below=True)
+        if found is None:
+            raise Stopped(host.title, f"nobody on {self.names.link(bridge)} has {hop}", self.names.missing(hop))
+        target, name, way = found
+        answer = _question(packet, hop, packet.src, ADVERTISE)
+        answer.mac, answer.iif = target.links[name].mac, way[-1][1]
+        self._bridge_hook(host, answer, "prerouting", answer=True)
+        packet.mac = host.links[bridge].mac
+        self._bridge_hook(host, packet, "output")
+        self.say(host, f"{self.names.link(bridge)}: out to {self.names.link(way[-1][1])}")
+        return self.receive(target, packet, name)
+
+    def _find(
+        self, host: Stack, bridge: str, port: str, hop: Address, *, below: bool = False
+    ) -> tuple[Stack, str, list[tuple[str, str]]] | None:
+        """Who answers for an address on a bridge and the bridges behind it: the stack, its interface (empty for the bridge itself), and the
+        way, as pairs of a bridge and the port that is left by."""
+        seen: set[str] = set()
+        waiting: list[tuple[str, str, list[tuple[str, str]]]] = [(bridge, port, [])]
+        while waiting:
+            current, came, way = waiting.pop(0)
+            seen.add(current)
+            if not below and self._answers_itself(host, current, hop):
+                return host, "", [*way, (current, "")]
+            holder = self.names.holder(host, current, hop)
+            for link in sorted(host.ports(current), key=lambda link: link.name != holder):
+                if link.name == came or not link.up:
+                    continue
+                peer = self.names.peer(host, link.name)
+                if peer is None:
+                    continue
+                far, name = peer
+                step = [*way, (current, link.name)]
+                if far is host:
+                    if far.master(name) and far.master(name) not in seen and far.links[name].up:
+                        waiting.append((far.master(name), name, step))
+                elif far.links[name].up and far.owns(hop) and (hop.version == 4 or far.owns(hop, name)):
+                    return far, name, step
+        return None
+
+    @staticmethod
+    def _answers_itself(host: Stack, bridge: str, hop: Address) -> bool:
+        if hop.version == 6 or host.setting(f"net/ipv4/conf/{bridge}/arp_ignore") not in ("0", ""):
+            return host.owns(hop, bridge)
+        return host.owns(hop)
+
+    def _frame(self, host: Stack, frame: Packet, port: str, found: tuple[Stack, str, list[tuple[str, str]]] | None) -> None:
+        """A frame from a port through the bridges: the guard, isolation, other software's bridge rules."""
+        frame.iif = port
+        self._bridge_hook(host, frame, "prerouting")
+        came = port
+        for bridge, out in found[2] if found else ():
+            self._is_up(host, bridge)
+            if not out:
+                self._bridge_hook(host, frame, "input")
+                continue
+            if host.links[came].isolated and host.links[out].isolated:
+                raise Stopped(host.title, *advice.isolated(self.names, bridge))
+            frame.iif, frame.oif = came, out
+            self._bridge_hook(host, frame, "forward")
+            peer = self.names.peer(host, out)
+            came = peer[1] if peer is not None else out
+        frame.oif = ""
+
+    def _bridge_hook(self, host: Stack, frame: Packet, hook: str, *, answer: bool = False) -> None:
+        rules = self.rules(host)
+        ether, state = frame.ether, frame.state
+        for chain in rules.base(hook, ("bridge",)):
+            outcome = rules.run(chain, frame)
+            if outcome.verdict != "accept":
+                text = "" if outcome.rule is None else host.rule_text(*outcome.rule[:4])
+                why, fix = advice.ruled_out(host, frame, outcome, text, self.names)
+                raise Stopped(
+                    host.title, f"the neighbour's answer is held back: {why}" if answer else why, fix, sure=outcome.verdict == "drop"
+                )
+        if hook == "forward" and ether != "arp" and frame.icmp not in (SOLICIT, ADVERTISE):
+            calls = "iptables" if frame.version == 4 else "ip6tables"
+            if host.setting(f"net/bridge/bridge-nf-call-{calls}") == "1":
+                inner = structs.replace(frame, iif=host.master(frame.iif), oif=host.master(frame.oif), state=state)
+                self._hook(host, inner, "forward")
+
+    def _is_up(self, host: Stack, bridge: str) -> None:
+        if not host.links[bridge].up:
+            raise Stopped(host.title, f"{self.names.link(bridge)} is down", advice.up(host, bridge))
+
+
+def _answers(packet: Packet, went: Packet) -> bool:
+    return (packet.src, packet.dst, packet.sport, packet.dport) == (went.dst, went.src, went.dport, went.sport)
+
+
+def _question(packet: Packet, src: Address, about: Address, kind: int) -> Packet:
+    """An ARP packet, or the neighbour discovery that does its work."""
+    if packet.version == 4:
+        return structs.replace(packet, src=src, dst=about, ether="arp", protocol=0, sport=0, dport=0)
+    target = about if kind == SOLICIT else src
+    return structs.replace(packet, src=src, dst=about, protocol=58, icmp=kind, target=target, sport=0, dport=0)
+
+
+def _fib(stack: Stack, result: str, flags: tuple[str, ...], packet: Packet) -> str | int:
+    """What nftables' `fib` finds, asked of the kernel's routes (nft_fib(8): a local address is reached by no interface)."""
+    about = packet.src if "saddr" in flags else packet.dst
+    bound = packet.iif if "iif" in flags else packet.oif if "oif" in flags else ""
+    route = stack.route(about, mark=packet.mark if "mark" in flags else 0)
+    if result == "type":
+        if about.is_multicast:
+            return MULTICAST
+        kind = route.kind if route.kind in (LOCAL, BROADCAST) else 1
+        if bound and kind == LOCAL and not (stack.owns(about, bound) or (bound == "lo" and about.is_loopback)):
+            return 1
+        return kind
+    if packet.iif == "lo" and "saddr" in flags:
+        return "lo"
+    if route.error not in (0, errno.ENETUNREACH, errno.EHOSTUNREACH) or route.error or route.kind == LOCAL:
+        return ""
+    return route.oif if not bound or bound == route.oif else ""
