@@ -104,6 +104,19 @@ def connecting(endpoints: int, count: int) -> Iterator[Sample]:
         yield lambda: run(sample)
 
 
+@contextmanager
+def laboratory(namespaces: int) -> Iterator[Sample]:
+    """Milliseconds until a new lab has so many namespaces on a network; one lab a round."""
+
+    def sample() -> Sequence[float]:
+        with importlib.import_module("atoll.lab").Lab() as lab:
+            begin = time.perf_counter_ns()
+            lab.namespaces(*(f"n{number}" for number in range(namespaces)), network=NETWORK)
+            return [(time.perf_counter_ns() - begin) / 1e6]
+
+    yield sample
+
+
 def _publish(engine: Any, ports: int) -> None:
     """`ports` ports of the host, one element each, lead to namespaces of which each has _EACH; one more is called `spare`."""
     for first in range(0, ports, _EACH):

@@ -75,6 +75,15 @@ def _connect_checks(effort: Effort, measured: Measured) -> list[Check]:
     ]
 
 
+def _lab_variants(_: Effort) -> list[Variant]:
+    return [Variant("Atoll lab, 10 namespaces", partial(ours.laboratory, 10))]
+
+
+def _lab_checks(_: Effort, measured: Measured) -> list[Check]:
+    (lab,) = measured.values()
+    return [Check("a lab of 10 namespaces on a network", median(lab), "ms", 25)]
+
+
 def _client_variants(effort: Effort) -> list[Variant]:
     return [
         Variant("Atoll, HTTP request", partial(ours.requesting, effort.few, 2)),
@@ -278,6 +287,7 @@ ROWS = (
     Row("memory", "Resident memory of the daemon", "MiB", _churn_rounds, _memory_variants, _memory_checks),
     Row("repair", "Repair of a flushed ruleset", "s", _client_rounds, _repair_variants, _repair_checks),
     Row("trip", "TCP round trip between two namespaces, one core", "µs", _rounds, _trip_variants, _trip_checks),
+    Row("lab", "A lab of 10 namespaces on one network", "ms", _rounds, _lab_variants, _lab_checks),
     Row(
         "stream",
         "TCP throughput between two namespaces, one core",

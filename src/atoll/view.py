@@ -77,7 +77,7 @@ def namespace_view(engine: Engine, namespace: Namespace) -> dict[str, Any]:
         "name": namespace.name,
         "kind": namespace.kind,
         "source": namespace.source,
-        "path": str(engine.host.netns_dir / namespace.name),
+        "path": str(engine.host.namespace_path(namespace.name)),
         "inode": namespace.inode,
         "pid": owner.pid if owner is not None else namespace.pid,
         "command": list(owner.command) if owner is not None else [],

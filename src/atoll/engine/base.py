@@ -67,7 +67,7 @@ class Base:
         cls,
         state: str | Path | None = None,
         *,
-        netns_dir: Path = netns.NETNS_DIR,
+        netns_dir: Path | None = netns.NETNS_DIR,
         own_thread: bool = False,
         dns: bool = False,
         files: Files | None = None,

@@ -153,8 +153,8 @@ class NamespaceVerbs(Base):
 
     def _check_unnamed(self, name: str) -> None:
         """Before we give a namespace its name: what failed would be undone, and a name of someone else's must not go with it."""
-        if netns.is_attached(self.host.netns_dir, name):
-            path = self.host.netns_dir / name
+        if self.host.has_namespace(name):
+            path = self.host.namespace_path(name)
             raise Conflict(f"a namespace {name} exists that isn't ours", f"adopt it: atoll ns adopt {name} --path {path}")
 
     def _bring_up(self, namespace: Namespace, plan: Plan) -> Namespace:
@@ -201,7 +201,7 @@ class NamespaceVerbs(Base):
         if not path.startswith("/") or "\0" in path or len(path) > 4000:
             raise Invalid(f"{path[:80]!r} is not an absolute path", "expected a file such as /run/netns/NAME")
         self._check_adoptable(made, path)
-        if Path(path) == self.host.netns_dir / made.name:
+        if Path(path) == self.host.namespace_path(made.name):
             # It has the name already, and that name is not ours to take away.
             return self._bring_up(structs.replace(made, named=False), Plan())
         self._check_unnamed(made.name)
@@ -252,7 +252,7 @@ class NamespaceVerbs(Base):
     def _is_known(self, namespace: Namespace) -> bool:
         """Whether the name leads to the namespace that the record speaks of. The kernel gives numbers anew after a restart."""
         try:
-            found = os.stat(self.host.netns_dir / namespace.name)
+            found = os.stat(self.host.namespace_path(namespace.name))
         except OSError:
             return False
         return namespace.boot == netns.boot_id() and (found.st_dev, found.st_ino) == (namespace.device, namespace.inode)
@@ -260,7 +260,7 @@ class NamespaceVerbs(Base):
     def _is_anothers(self, namespace: Namespace) -> bool:
         """Whether somebody has given the name to another namespace. One that never came up has the name from us."""
         came_up = namespace.inode or namespace.boot != netns.boot_id()
-        return bool(came_up) and netns.is_attached(self.host.netns_dir, namespace.name) and not self._is_known(namespace)
+        return bool(came_up) and self.host.has_namespace(namespace.name) and not self._is_known(namespace)
 
     def reopen_processes(self) -> None:
         """After a restart: hold the processes again that we adopted from. Those that have ended are found by `release_vanished`."""

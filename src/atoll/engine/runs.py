@@ -245,7 +245,7 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
         digits = ""
         while True:
             name = f"{secrets.choice(moods)}-{secrets.choice(beasts)}{digits}"
-            if name not in self.state.runs and name not in self.state.namespaces and not netns.is_attached(self.host.netns_dir, name):
+            if name not in self.state.runs and name not in self.state.namespaces and not self.host.has_namespace(name):
                 return name
             digits = f"-{secrets.token_hex(3)}"
 

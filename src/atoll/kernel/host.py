@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from atoll.errors import Denied, NotFound
+from atoll.errors import Conflict, Denied, NotFound
 from atoll.kernel import netlink, netns, nft
 
 if TYPE_CHECKING:
@@ -28,13 +28,16 @@ _SIOCGIFINDEX: Final = 0x8933
 
 
 class Host:
-    """What is open towards one network stack. `netns_dir` is where its named namespaces are mounted.
+    """What is open towards one network stack. `netns_dir` is where its named namespaces are mounted; with None they have names in this
+    object only, which holds each by a descriptor, and end with it.
 
     `in_place`: the calling thread exists for this host alone and may visit namespaces itself (see `netns.Visitor`).
     """
 
-    def __init__(self, netns_dir: Path = netns.NETNS_DIR, *, in_place: bool = False) -> None:
-        self.netns_dir = netns_dir
+    def __init__(self, netns_dir: Path | None = netns.NETNS_DIR, *, in_place: bool = False) -> None:
+        # Of a host without such a folder it is one in which nothing can ever be.
+        self.netns_dir = netns_dir or Path(os.devnull)
+        self._held: dict[str, int] | None = {} if netns_dir is None else None
         self.visitor = netns.Visitor(in_place=in_place)
         self.netns = self.visitor.home
         self.identity = netns.identity(self.netns)
@@ -58,6 +61,9 @@ class Host:
                 self.__dict__.pop(name).close()
         self.rtnl.close()
         self.visitor.close()
+        for fd in (self._held or {}).values():
+            os.close(fd)
+        self._held = None if self._held is None else {}
 
     def run(self, function: Callable[[], T]) -> T:
         """Run a function in the host's namespace, whichever the calling thread is in."""
@@ -65,7 +71,49 @@ class Host:
 
     def open_namespace(self, name: str) -> int:
         """A named namespace as a descriptor. Raises `NotFound`."""
+        if self._held is not None:
+            if name not in self._held:
+                raise NotFound(f"no network namespace named {name} is held")
+            return os.dup(self._held[name])
         return netns.open_path(self.netns_dir / name)
+
+    def namespace_path(self, name: str) -> Path:
+        """The file that leads to a named namespace, as long as there is one."""
+        if self._held is not None:
+            return Path(f"/proc/{os.getpid()}/fd/{self._held.get(name, 'none')}")
+        return self.netns_dir / name
+
+    def has_namespace(self, name: str) -> bool:
+        return name in self._held if self._held is not None else netns.is_attached(self.netns_dir, name)
+
+    def create_namespace(self, name: str) -> None:
+        """Raises `Conflict` when the name is taken."""
+        if self._held is not None:
+            self._hold(self._held, name, lambda: netns.unnamed(self.visitor))
+            return
+        netns.prepare(self.netns_dir)
+        netns.create(self.visitor, self.netns_dir, name, lambda: None)
+
+    def attach_namespace(self, name: str, source: str) -> None:
+        """Give the namespace behind a file a name. Raises `Conflict` when that is taken."""
+        if self._held is not None:
+            self._hold(self._held, name, lambda: netns.open_path(source))
+            return
+        netns.prepare(self.netns_dir)
+        netns.attach(self.netns_dir, name, source)
+
+    def release_namespace(self, name: str) -> None:
+        """Take a name away. Nothing there is success."""
+        if self._held is None:
+            netns.release(self.netns_dir, name)
+        elif name in self._held:
+            os.close(self._held.pop(name))
+
+    @staticmethod
+    def _hold(held: dict[str, int], name: str, make: Callable[[], int]) -> None:
+        if name in held:
+            raise Conflict(f"a network namespace named {name} is held already", "choose another name")
+        held[name] = make()
 
     @contextlib.contextmanager
     def namespace(self, name: str) -> Iterator[int]:

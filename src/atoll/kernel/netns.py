@@ -121,13 +121,17 @@ class Visitor:
         self._work: queue.SimpleQueue[tuple[int, Callable[[], object]] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[BaseException | None, object]] = queue.SimpleQueue()
         self._one_at_a_time = threading.Lock()
-        threading.Thread(target=self._loop, name="atoll-visitor", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop, name="atoll-visitor", daemon=True)
+        self._thread.start()
 
     def run(self, fd: int, function: Callable[[], T]) -> T:
         """The function's result, or its exception. The function must not keep the thread (no waiting for a network)."""
         if self._maker is not None:
             if threading.get_ident() != self._maker:
                 raise ValueError("this visitor belongs to another thread")
+            return self._visit(fd, function)
+        if threading.current_thread() is self._thread:
+            # From within a visit at home: many short ones cost one change of threads then.
             return self._visit(fd, function)
         with self._one_at_a_time:
             self._work.put((fd, function))

@@ -539,8 +539,18 @@ def add_ingress(index: int) -> bytes:
     return message(RTM_NEWQDISC, flags, _TC.pack(0, index, 0xFFFF0000, _TC_H_INGRESS, 0) + text(_TCA_KIND, "ingress"))
 
 
-def add_redirect(index: int, target: int) -> bytes:
-    """Send all that arrives on an interface out of another: a u32 filter that matches everything, with `mirred egress redirect`."""
+def add_clsact(index: int) -> bytes:
+    """The hooks for what arrives on an interface and for what leaves by it (`tc qdisc add dev X clsact`)."""
+    return message(RTM_NEWQDISC, CREATE, _TC.pack(0, index, 0xFFFF0000, _TC_H_INGRESS, 0) + text(_TCA_KIND, "clsact"))
+
+
+def delete_clsact(index: int) -> bytes:
+    return message(RTM_DELQDISC, 0, _TC.pack(0, index, 0xFFFF0000, _TC_H_INGRESS, 0) + text(_TCA_KIND, "clsact"))
+
+
+def add_redirect(index: int, target: int, *, leaving: bool = False) -> bytes:
+    """Send all that arrives on an interface (or is `leaving` by it, which wants clsact) out of another: a u32 filter that matches
+    everything, with `mirred egress redirect`."""
     # tc_u32_sel: flags (1 = terminal), offshift, nkeys, offmask, off, offoff, hoff, hmask; then one key that compares nothing
     selector = struct.pack("=BBBxHHhhI", 1, 0, 1, 0, 0, 0, 0, 0) + struct.pack("=IIii", 0, 0, 0, 0)
     # tc_mirred: index, capab, action (4 = stolen), refcnt, bindcnt, eaction (1 = egress redirect), ifindex
@@ -549,7 +559,7 @@ def add_redirect(index: int, target: int) -> bytes:
     options = nested(_TCA_OPTIONS, attribute(5, selector), nested(7, action))
     eth_p_all = int.from_bytes(struct.pack("=H", socket.htons(3)), "little")
     # By its number, as the first of the first table, so that it takes the place of one that led elsewhere.
-    body = _TC.pack(0, index, 0x80000800, 0xFFFF0000, (1 << 16) | eth_p_all)
+    body = _TC.pack(0, index, 0x80000800, 0xFFFFFFF3 if leaving else 0xFFFF0000, (1 << 16) | eth_p_all)
     return message(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_REPLACE, body + text(_TCA_KIND, "u32") + options)
 
 

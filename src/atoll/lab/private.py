@@ -23,7 +23,20 @@ def enter(keep: Collection[str] = ()) -> None:
 
     `keep` are folders that stay what they are, should `/run` have to be replaced.
     """
-    flags = netns.CLONE_NEWNET | netns.CLONE_NEWNS
+    _leave(netns.CLONE_NEWNET | netns.CLONE_NEWNS)
+    _own_netns_folder(keep)
+    with contextlib.suppress(OSError):
+        netns.mount("sysfs", "/sys", "sysfs")
+    fresh()
+
+
+def become_root() -> None:
+    """Make the calling process, which must have one thread, root of a user namespace of its own: it may then make network namespaces,
+    while its own network and files stay what they are. Raises `Unsupported` where the kernel refuses."""
+    _leave(netns.CLONE_NEWNS)
+
+
+def _leave(flags: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     try:
         if uid != 0:
@@ -39,10 +52,6 @@ def enter(keep: Collection[str] = ()) -> None:
         raise Unsupported(f"this kernel lets user {uid} make no private namespaces ({error.strerror})", hint) from None
     # Slave, not private: what the machine mounts later is seen, what happens here stays here.
     netns.mount("", "/", flags=netns.MS_REC | netns.MS_SLAVE)
-    _own_netns_folder(keep)
-    with contextlib.suppress(OSError):
-        netns.mount("sysfs", "/sys", "sysfs")
-    fresh()
 
 
 def fresh() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from atoll import faults
 from atoll.errors import AtollError, Conflict, Exhausted, Failed, NotFound, Unsupported
-from atoll.kernel import conntrack, netns, nft, rtnl, sysctl
+from atoll.kernel import conntrack, nft, rtnl, sysctl
 from atoll.kernel.host import interface_index
 from atoll.kernel.netlink import NetlinkError
 from atoll.plan import operations as op
@@ -171,13 +171,11 @@ def _forget(host: Host, batch: Sequence[op.Operation]) -> None:
 
 def _name_namespace(host: Host, operation: op.Operation) -> None:
     if isinstance(operation, op.NamespaceAdd):
-        netns.prepare(host.netns_dir)
-        netns.create(host.visitor, host.netns_dir, operation.name, lambda: None)
+        host.create_namespace(operation.name)
     elif isinstance(operation, op.NamespaceAttach):
-        netns.prepare(host.netns_dir)
-        netns.attach(host.netns_dir, operation.name, operation.source)
+        host.attach_namespace(operation.name, operation.source)
     elif isinstance(operation, op.NamespaceDelete):
-        netns.release(host.netns_dir, operation.name)
+        host.release_namespace(operation.name)
 
 
 def _send(host: Host, sock: Socket, batch: Sequence[op.Operation], *, one_by_one: bool) -> None:
