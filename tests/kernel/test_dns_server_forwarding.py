@@ -198,6 +198,14 @@ def test_lies_are_not_believed(front: Machine, out: Machine) -> None:
         assert asked(front, "www.example") == ["192.0.2.1"]
 
 
+def test_an_answer_to_one_type_is_none_to_another(front: Machine, out: Machine) -> None:
+    """HTTPS is 65, `A` as a byte, and TYPE97 `a`: whoever asks for the one must not decide what others hear of the other."""
+    with upstreams(out, answering(soa=60)) as (upstream,):
+        for kind in ("TYPE97", "HTTPS"):
+            asked(front, "www.example", kind)
+        assert [message.question[0].rdtype for _, _, message in upstream.asked] == [97, 65]
+
+
 def test_a_forged_answer_from_elsewhere_is_not_heard(front: Machine, out: Machine) -> None:
     """An attacker who even knows port and id still has the wrong address."""
     with upstreams(out, silent) as (upstream,), dgram(front, v4("front", WEB), v4("front", 1)) as sock:
