@@ -206,6 +206,21 @@ def test_an_answer_to_one_type_is_none_to_another(front: Machine, out: Machine) 
         assert [message.question[0].rdtype for _, _, message in upstream.asked] == [97, 65]
 
 
+def test_one_who_says_nonsense_on_a_stream_is_heard_no_further(front: Machine, out: Machine) -> None:
+    """What comes after it would only pile up."""
+    taken = []
+
+    def nonsense(message: dns.message.Message, transport: str) -> Iterable[bytes]:
+        yield b"".join(answering("203.0.113.6")(message, transport))[:-1]
+        for _ in range(300):  # 20 MB, more than any queue holds
+            yield bytes(65535)
+        taken.append(message)
+
+    with upstreams(out, nonsense):
+        assert asked(front, "www.example", transport="tcp") == "SERVFAIL"
+    assert not taken
+
+
 def test_a_forged_answer_from_elsewhere_is_not_heard(front: Machine, out: Machine) -> None:
     """An attacker who even knows port and id still has the wrong address."""
     with upstreams(out, silent) as (upstream,), dgram(front, v4("front", WEB), v4("front", 1)) as sock:

@@ -308,5 +308,6 @@ class _Attempt:
             data = self._in[2 : size + 2]
         if data[:2] == self._id:
             self._flight.heard(self, data)
-        elif self._stream:
+        # One who says anything else on a stream is asked no more: what comes after it would only pile up.
+        if self._stream and self._socket is not None:
             self._flight.failed(self)
