@@ -126,6 +126,8 @@ def test_folder_environment_host_name_and_user_are_as_asked_for(atoll: CommandLi
             "from option",
             "two words = two",
         ]
+        file.write_text("C=form\x0cfeed\u2028and others\n")
+        assert atoll.says("run", "--network", "web", "--env-file", str(file), "printenv", "C") == "form\x0cfeed\u2028and others\n"
         assert says("--name", "shop", "--", "hostname") == ["shop"]
         assert says("--hostname", "till", "--", "hostname") == ["till"]
         assert atoll.says("run", "--network", "host", "hostname").strip() == socket.gethostname()
@@ -328,6 +330,21 @@ def test_a_program_that_can_not_begin_is_an_error_and_leaves_nothing(atoll: Comm
     with leaves_nothing(atoll):
         assert "no command 'no-such-program'" in atoll.fails(127, "run", "-d", "--network", "web", "--", "no-such-program")
         assert "can't be run" in atoll.fails(126, "run", "-d", "--network", "web", "--", "/etc")
+
+
+def test_closed_standard_descriptors_are_no_obstacle(atoll: CommandLine) -> None:
+    with leaves_nothing(atoll):
+        for closed in ("<&-", "<&- >&-", "<&- >&- 2>&-"):
+            command = f"{ATOLL} run --network web -d --name r1 -- sh -c 'cat; echo end' {closed}"
+            done = subprocess.run(["sh", "-c", command], env=atoll.daemon.environment, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "" if ">&-" in closed else "r1\n", "")
+            assert atoll.says("wait", "r1") == "0\n"
+            assert atoll.says("logs", "r1") == "end\n"  # its input is empty, not a closed one
+            done = subprocess.run(
+                ["sh", "-c", f"{ATOLL} run --network web -- sh -c 'exit 3' {closed}"], env=atoll.daemon.environment, check=False
+            )
+            assert done.returncode == 3
+        atoll.says("ps", "--prune")
 
 
 def test_of_runs_that_want_one_name_and_one_port_at_once_each_is_had_by_one(atoll: CommandLine) -> None:
