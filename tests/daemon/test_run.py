@@ -383,6 +383,21 @@ def test_an_exit_code_that_nobody_could_tell_is_unknown_and_all_is_released(atol
         atoll.says("ps", "--prune")
 
 
+def test_numbers_that_mean_nothing_are_refused(atoll: CommandLine) -> None:
+    """What `atoll wait` and `atoll stop` of others would stumble over."""
+    atoll.says("network", "ls")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        body = {"name": "r1", "share": "host", "detached": True, "pid": process.pid}
+        for shepherd in (-1, 2**70):
+            assert atoll.daemon.send("POST", "/v1/runs", body | {"shepherd": shepherd}).status == 400
+        atoll.daemon.call("POST", "/v1/runs", body)
+        process.kill()
+        process.wait()
+        for code in (-1, 256, 2**70):
+            assert atoll.daemon.send("POST", "/v1/runs/r1/exit", {"pid": process.pid, "code": code}).status == 400
+        assert atoll.daemon.call("POST", "/v1/runs/r1/exit", {"pid": process.pid, "code": 255})["exit_code"] == 255
+
+
 def test_at_most_a_hundred_ended_runs_are_remembered(atoll: CommandLine) -> None:
     atoll.says("network", "ls")
     for number in range(103):
