@@ -290,6 +290,14 @@ def test_we_never_ask_ourselves(front: Machine, server: NameServer, resolv_conf:
     assert server.stats()["forwarded"] == 0
 
 
+def test_what_can_be_no_address_is_passed_over(front: Machine, out: Machine, server: NameServer, resolv_conf: Path) -> None:
+    tell(server, network_names("front"), serial=2)
+    with Upstream(out, [v4("out", S1)], answering("192.0.2.1")):
+        for number, nonsense in enumerate(("192.0.2.1\0", f"fe80::1%{'9' * 5000}", "\xff", "fe80::1%nowhere")):
+            resolv_conf.write_text(f"nameserver {nonsense}\nnameserver {v4('out', S1)}\n", encoding="latin-1")
+            assert asked(front, f"w{number}.example") == ["192.0.2.1"]
+
+
 def test_an_internal_network_lets_nothing_out(front: Machine, out: Machine, server: NameServer) -> None:
     tell(server, network_names("front", internal=True, servers=SERVERS), serial=2)
     with upstreams(out, answering("192.0.2.1")) as (upstream,):

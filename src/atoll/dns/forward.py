@@ -96,7 +96,7 @@ def target(server: str) -> Target | None:
             return text, PORT
         socket.inet_pton(socket.AF_INET6, text)
         return text, PORT, 0, int(scope) if scope.isdecimal() else socket.if_nametoindex(scope) if scope else 0
-    except OSError:
+    except (OSError, ValueError):  # also for a NUL, or more digits than int() takes
         return None
 
 
