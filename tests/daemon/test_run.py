@@ -225,6 +225,14 @@ def test_an_ended_run_is_remembered_when_its_name_is_wanted_in_vain(atoll: Comma
         atoll.says("ps", "--prune")
 
 
+def test_a_log_goes_when_its_name_is_that_of_a_foreground_run(atoll: CommandLine) -> None:
+    with leaves_nothing(atoll):
+        atoll.says("run", "-d", "--name", "r1", "--network", "web", "echo", "once")
+        assert atoll.says("wait", "r1") == "0\n"
+        atoll.says("run", "--name", "r1", "--network", "web", "true")
+        assert os.listdir(atoll.daemon.run / "logs") == []
+
+
 def test_several_networks_and_the_default_one(atoll: CommandLine) -> None:
     atoll.says("network", "create", "back", "--subnet", "10.9.3.0/24", "--internal")
     networks = ["--network", "back", "--network", "name=web,ip=10.9.2.9"]

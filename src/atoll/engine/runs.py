@@ -98,6 +98,8 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
                     self.remove_network(made.id)
                 raise
             self._hold_run(run, holder)
+        if former is not None and not run.detached:
+            self._drop_log(former)
         self.emit("run.start", run=run.name, pid=run.pid, namespace=run.namespace)
         return run
 
@@ -321,6 +323,9 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
         with self.store.transaction():
             self.store.delete_run(run)
         del self.state.runs[run.name]
+        self._drop_log(run)
+
+    def _drop_log(self, run: Run) -> None:
         if run.detached and self.logs is not None:
             with contextlib.suppress(OSError):
                 (self.logs / f"{run.name}.log").unlink()
