@@ -132,6 +132,7 @@ def test_lookup_asks_as_the_host_or_as_a_namespace(atoll: CommandLine) -> None:
         (2, ["r1.web.atoll", "--type", "WHAT"]),
         (2, ["a..b"]),
         (3, ["r1", "--from", "nobody"]),
+        (2, ["r1", "--server", "nobody.example"]),
     ):
         atoll.fails(code, "dns", "lookup", *words)
 
