@@ -200,7 +200,7 @@ def aged(data: bytes, ttls: Sequence[int], age: int) -> bytes:
 
 
 def folded(question: bytes) -> bytes:
-    """A question section so that two that ask the same are equal. Type and class, which follow the name, have no case: HTTPS is 65, an `A`."""
+    """A question section so that two that ask the same are equal. Type and class, after the name, have no case: HTTPS is 65, an `A`."""
     return question[: -_QUESTION.size].lower() + question[-_QUESTION.size :]
 
 
