@@ -132,6 +132,7 @@ def test_lookup_asks_as_the_host_or_as_a_namespace(atoll: CommandLine) -> None:
         (2, ["r1.web.atoll", "--type", "WHAT"]),
         (2, ["a..b"]),
         (3, ["r1", "--from", "nobody"]),
+        (2, ["r1", "--server", "nobody.example"]),
     ):
         atoll.fails(code, "dns", "lookup", *words)
 
@@ -159,6 +160,19 @@ def test_files_are_in_the_run_folder_and_nowhere_else(atoll: CommandLine) -> Non
     assert os.path.lexists("/etc/netns") == before, "a private host must leave the machine's /etc alone"
     atoll.says("ns", "rm", "r1", "r2")
     assert os.listdir(folder) == []
+
+
+def test_what_etc_netns_has_for_others_is_left_out(atoll: CommandLine, tmp_path: Path) -> None:
+    """The link of the machine's own Atoll for a namespace of the same name, and a folder where a file should be."""
+    machines = tmp_path / "machine" / "netns" / "r1"
+    machines.mkdir(parents=True)
+    (machines / "hosts").write_text("192.0.2.1 r1\n")
+    with etc(tmp_path) as copy:
+        (copy / "netns" / "r2" / "hosts").mkdir(parents=True)
+        (copy / "netns" / "r1").symlink_to(machines)
+        make(atoll)
+        for name in ("r1", "r2"):
+            assert f"{name}.web.atoll {name}\n" in atoll.says("ns", "exec", name, "cat", "/etc/hosts")
 
 
 def test_ip_netns_exec_has_the_files_but_for_those_that_the_user_keeps(host: None, tmp_path: Path) -> None:

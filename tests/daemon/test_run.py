@@ -126,6 +126,8 @@ def test_folder_environment_host_name_and_user_are_as_asked_for(atoll: CommandLi
             "from option",
             "two words = two",
         ]
+        file.write_text("C=form\x0cfeed\u2028and others\n")
+        assert atoll.says("run", "--network", "web", "--env-file", str(file), "printenv", "C") == "form\x0cfeed\u2028and others\n"
         assert says("--name", "shop", "--", "hostname") == ["shop"]
         assert says("--hostname", "till", "--", "hostname") == ["till"]
         assert atoll.says("run", "--network", "host", "hostname").strip() == socket.gethostname()
@@ -221,6 +223,14 @@ def test_an_ended_run_is_remembered_when_its_name_is_wanted_in_vain(atoll: Comma
         assert atoll.says("wait", "r1") == "4\n"
         assert atoll.says("logs", "r1") == "once\n"
         atoll.says("ps", "--prune")
+
+
+def test_a_log_goes_when_its_name_is_that_of_a_foreground_run(atoll: CommandLine) -> None:
+    with leaves_nothing(atoll):
+        atoll.says("run", "-d", "--name", "r1", "--network", "web", "echo", "once")
+        assert atoll.says("wait", "r1") == "0\n"
+        atoll.says("run", "--name", "r1", "--network", "web", "true")
+        assert os.listdir(atoll.daemon.run / "logs") == []
 
 
 def test_several_networks_and_the_default_one(atoll: CommandLine) -> None:
@@ -330,6 +340,21 @@ def test_a_program_that_can_not_begin_is_an_error_and_leaves_nothing(atoll: Comm
         assert "can't be run" in atoll.fails(126, "run", "-d", "--network", "web", "--", "/etc")
 
 
+def test_closed_standard_descriptors_are_no_obstacle(atoll: CommandLine) -> None:
+    with leaves_nothing(atoll):
+        for closed in ("<&-", "<&- >&-", "<&- >&- 2>&-"):
+            command = f"{ATOLL} run --network web -d --name r1 -- sh -c 'cat; echo end' {closed}"
+            done = subprocess.run(["sh", "-c", command], env=atoll.daemon.environment, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "" if ">&-" in closed else "r1\n", "")
+            assert atoll.says("wait", "r1") == "0\n"
+            assert atoll.says("logs", "r1") == "end\n"  # its input is empty, not a closed one
+            done = subprocess.run(
+                ["sh", "-c", f"{ATOLL} run --network web -- sh -c 'exit 3' {closed}"], env=atoll.daemon.environment, check=False
+            )
+            assert done.returncode == 3
+        atoll.says("ps", "--prune")
+
+
 def test_of_runs_that_want_one_name_and_one_port_at_once_each_is_had_by_one(atoll: CommandLine) -> None:
     with leaves_nothing(atoll):
         for same in (["--name", "r1"], ["-p", "8080:80"]):
@@ -364,6 +389,21 @@ def test_an_exit_code_that_nobody_could_tell_is_unknown_and_all_is_released(atol
         assert "(unknown)" in atoll.says("ps", "-a")
         assert "unknown" in atoll.fails(1, "wait", "r1")
         atoll.says("ps", "--prune")
+
+
+def test_numbers_that_mean_nothing_are_refused(atoll: CommandLine) -> None:
+    """What `atoll wait` and `atoll stop` of others would stumble over."""
+    atoll.says("network", "ls")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        body = {"name": "r1", "share": "host", "detached": True, "pid": process.pid}
+        for shepherd in (-1, 2**70):
+            assert atoll.daemon.send("POST", "/v1/runs", body | {"shepherd": shepherd}).status == 400
+        atoll.daemon.call("POST", "/v1/runs", body)
+        process.kill()
+        process.wait()
+        for code in (-1, 256, 2**70):
+            assert atoll.daemon.send("POST", "/v1/runs/r1/exit", {"pid": process.pid, "code": code}).status == 400
+        assert atoll.daemon.call("POST", "/v1/runs/r1/exit", {"pid": process.pid, "code": 255})["exit_code"] == 255
 
 
 def test_at_most_a_hundred_ended_runs_are_remembered(atoll: CommandLine) -> None:

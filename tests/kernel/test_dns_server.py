@@ -214,6 +214,17 @@ def test_an_address_that_is_taken_is_told_and_tried_again(host: None) -> None:
         assert ask(machine, v4("front", WEB), v4("front", 1), "web") == [v4("front", WEB)]
 
 
+def test_an_address_that_is_taken_is_forgotten_with_its_network(host: None) -> None:
+    """Also when all is told anew: nobody may listen on it later for a network that isn't there."""
+    with cable("front", (WEB,)), name_server() as server:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.bind(("0.0.0.0", 53))
+            assert len(server.update(zone(network_names("front")))) == 1
+            assert server.update(zone(serial=2)) == ()
+        server.update(Update(3))
+        assert server.stats()["listening"] == 0
+
+
 # --- the process
 
 

@@ -198,6 +198,29 @@ def test_lies_are_not_believed(front: Machine, out: Machine) -> None:
         assert asked(front, "www.example") == ["192.0.2.1"]
 
 
+def test_an_answer_to_one_type_is_none_to_another(front: Machine, out: Machine) -> None:
+    """HTTPS is 65, `A` as a byte, and TYPE97 `a`: whoever asks for the one must not decide what others hear of the other."""
+    with upstreams(out, answering(soa=60)) as (upstream,):
+        for kind in ("TYPE97", "HTTPS"):
+            asked(front, "www.example", kind)
+        assert [message.question[0].rdtype for _, _, message in upstream.asked] == [97, 65]
+
+
+def test_one_who_says_nonsense_on_a_stream_is_heard_no_further(front: Machine, out: Machine) -> None:
+    """What comes after it would only pile up."""
+    taken = []
+
+    def nonsense(message: dns.message.Message, transport: str) -> Iterable[bytes]:
+        yield b"".join(answering("203.0.113.6")(message, transport))[:-1]
+        for _ in range(300):  # 20 MB, more than any queue holds
+            yield bytes(65535)
+        taken.append(message)
+
+    with upstreams(out, nonsense):
+        assert asked(front, "www.example", transport="tcp") == "SERVFAIL"
+    assert not taken
+
+
 def test_a_forged_answer_from_elsewhere_is_not_heard(front: Machine, out: Machine) -> None:
     """An attacker who even knows port and id still has the wrong address."""
     with upstreams(out, silent) as (upstream,), dgram(front, v4("front", WEB), v4("front", 1)) as sock:
@@ -265,6 +288,14 @@ def test_we_never_ask_ourselves(front: Machine, server: NameServer, resolv_conf:
     tell(server, network_names("front"), serial=2)
     assert asked(front, "www.example") == "SERVFAIL"
     assert server.stats()["forwarded"] == 0
+
+
+def test_what_can_be_no_address_is_passed_over(front: Machine, out: Machine, server: NameServer, resolv_conf: Path) -> None:
+    tell(server, network_names("front"), serial=2)
+    with Upstream(out, [v4("out", S1)], answering("192.0.2.1")):
+        for number, nonsense in enumerate(("192.0.2.1\0", f"fe80::1%{'9' * 5000}", "\xff", "fe80::1%nowhere")):
+            resolv_conf.write_text(f"nameserver {nonsense}\nnameserver {v4('out', S1)}\n", encoding="latin-1")
+            assert asked(front, f"w{number}.example") == ["192.0.2.1"]
 
 
 def test_an_internal_network_lets_nothing_out(front: Machine, out: Machine, server: NameServer) -> None:

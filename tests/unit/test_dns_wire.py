@@ -209,3 +209,13 @@ def test_the_reverse_of_an_address_is_its_own(address: ipaddress.IPv4Address | i
 )
 def test_no_address_comes_of_less_than_one(name: str) -> None:
     assert wire.address_of(name) == ""
+
+
+def test_the_type_of_a_question_has_no_case() -> None:
+    """HTTPS is 65, an `A`, and 97 is an `a`: another question, for which no answer of the first may be given."""
+    https, other = (wire.read_query(dns.message.make_query("www.example", kind).to_wire()) for kind in ("HTTPS", "TYPE97"))
+    assert wire.folded(https.question) != wire.folded(other.question)
+    upper = wire.read_query(dns.message.make_query("WWW.Example", "HTTPS").to_wire())
+    assert wire.folded(https.question) == wire.folded(upper.question)
+    answer = dns.message.make_response(dns.message.make_query("www.example", "TYPE97")).to_wire()
+    assert wire.respell(answer, https)[wire.HEADER :] == answer[wire.HEADER :]

@@ -55,6 +55,8 @@ def lookup(name: str, kind: str, namespace: str, server: str, form: str) -> None
     from atoll.dns import ask
 
     name, kinds = _question(name, kind.upper(), list(ask.TYPES))
+    if server:
+        _check_server(server)
     server = server or ("" if namespace else _gateway())
     _go(namespace)
     server = server or _first_nameserver(namespace)
@@ -77,6 +79,13 @@ def _question(name: str, kind: str, known: list[str]) -> tuple[str, list[str]]:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(name).reverse_pointer, [kind or "PTR"]
     return name, [kind] if kind else ["A", "AAAA"]
+
+
+def _check_server(text: str) -> None:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise Invalid(f"{text[:80]!r} is not an IP address", "expected that of a name server, such as 192.0.2.53") from None
 
 
 def _gateway() -> str:

@@ -51,4 +51,9 @@ def enter(path: str, name: str, daemon_pid: int, files: Mapping[str, str]) -> No
 
 def _users_own(name: str) -> dict[str, str]:
     folder = Path("/etc/netns") / name
-    return {f"/etc/{file.name}": str(file) for file in (folder.iterdir() if folder.is_dir() else ())}
+    if folder.is_symlink() and os.readlink(folder).endswith(f"/netns/{name}"):
+        # Atoll's own link: what is in there is known already, or is of a namespace of that name on the machine and not on this host.
+        return {}
+    found = {f"/etc/{file.name}": str(file) for file in (folder.iterdir() if folder.is_dir() else ())}
+    # A folder covers a folder and a file a file; nothing else can be (mount(2)).
+    return {target: source for target, source in found.items() if os.path.isdir(target) == os.path.isdir(source)}

@@ -94,8 +94,9 @@ def become(program: Program, run: Mapping[str, Any]) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         # Python ignores these, and what is ignored stays so in a program that is executed.
         signal.signal(number, signal.SIG_DFL)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # it was closed when we began
+            stream.flush()
     word = program.command[0]
     try:
         os.execvpe(word, program.command, program.environment)  # noqa: S606 - the user's own command, without a shell

@@ -197,7 +197,7 @@ def _environment(variables: Sequence[str], files: Sequence[str]) -> dict[str, st
 def _lines(file: str) -> list[str]:
     try:
         with open(file, encoding="utf-8", errors="surrogateescape") as opened:
-            return opened.read().splitlines()
+            return opened.read().split("\n")  # and at nothing else that Unicode has for an end of a line
     except OSError as error:
         raise Invalid(f"reading {file[:200]}: {error.strerror}", "expected a file of K=V lines") from None
 

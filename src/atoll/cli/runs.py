@@ -61,6 +61,7 @@ def start(request: RunRequest) -> str:
     For a process with one thread: it forks.
     """
     made = _program(request)
+    _fill_standard()
     client.ensure_daemon()
     reader, writer = os.pipe()
     middle = os.fork()
@@ -200,6 +201,13 @@ def _named(made: program.Program, request: RunRequest, run: Mapping[str, Any]) -
 
 
 # --- detached ------------------------------------------------------------------------------------------------------------------------
+
+
+def _fill_standard() -> None:
+    """Put /dev/null where a standard descriptor is closed: a pipe of ours with its number would be taken for it."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _shepherd(request: RunRequest, made: program.Program, caller: int) -> None:

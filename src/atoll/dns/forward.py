@@ -96,7 +96,7 @@ def target(server: str) -> Target | None:
             return text, PORT
         socket.inet_pton(socket.AF_INET6, text)
         return text, PORT, 0, int(scope) if scope.isdecimal() else socket.if_nametoindex(scope) if scope else 0
-    except OSError:
+    except (OSError, ValueError):  # also for a NUL, or more digits than int() takes
         return None
 
 
@@ -116,7 +116,7 @@ class Forwarder:
         edns = query.edns
         plain = not (edns and edns.options) and len(query.question) + wire.HEADER + (11 if edns else 0) == len(data)
         flags = query.flags & (wire.RD | wire.AD | wire.CD)
-        key = (servers, query.question.lower(), flags, edns and (edns.version, edns.do))
+        key = (servers, wire.folded(query.question), flags, edns and (edns.version, edns.do))
         if plain and (known := self.cache.get(key)) is not None:
             self.tell(waiter, known)
             return
@@ -175,7 +175,7 @@ class _Flight:
     ) -> None:
         self.together, self.waiters = together, list[Waiter]()
         self._owner, self._key, self._data, self._transport = owner, key, data, transport
-        self._question = query.question.lower()
+        self._question = wire.folded(query.question)
         self._targets = targets
         self._begun = time.monotonic()
         self._asked = 0
@@ -231,7 +231,7 @@ class _Flight:
         rcode = response.flags & wire.RCODE
         refused = rcode not in (wire.NOERROR, wire.NXDOMAIN)
         # One who doesn't understand may leave the question out.
-        if not response.flags & wire.QR or (response.question.lower() != self._question and not (refused and not response.question)):
+        if not response.flags & wire.QR or (wire.folded(response.question) != self._question and not (refused and not response.question)):
             return
         if refused:
             self.failed(attempt, data)
@@ -308,5 +308,6 @@ class _Attempt:
             data = self._in[2 : size + 2]
         if data[:2] == self._id:
             self._flight.heard(self, data)
-        elif self._stream:
+        # One who says anything else on a stream is asked no more: what comes after it would only pile up.
+        if self._stream and self._socket is not None:
             self._flight.failed(self)

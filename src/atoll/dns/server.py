@@ -66,7 +66,7 @@ class Server:
     def update(self, update: Update) -> Done:
         """What was asked for is in effect when this returns."""
         names = {network.id for network in update.networks}.union(update.gone_networks)
-        before = set(self._listeners) if update.reset else self._addresses(names)
+        before = {*self._listeners, *self._failing} if update.reset else self._addresses(names)
         self.zone.apply(update)
         after = self._addresses(set(self.zone.networks) if update.reset else names)
         for address in before - after:

@@ -199,10 +199,15 @@ def aged(data: bytes, ttls: Sequence[int], age: int) -> bytes:
     return bytes(old)
 
 
+def folded(question: bytes) -> bytes:
+    """A question section so that two that ask the same are equal. Type and class, after the name, have no case: HTTPS is 65, an `A`."""
+    return question[: -_QUESTION.size].lower() + question[-_QUESTION.size :]
+
+
 def respell(data: bytes, query: Query) -> bytes:
     """Somebody's answer to the same question as one for this query: with its id, and its way to spell the name."""
     end = HEADER + len(query.question)
-    same = int.from_bytes(data[4:6], "big") == 1 and data[HEADER:end].lower() == query.question.lower()
+    same = int.from_bytes(data[4:6], "big") == 1 and folded(data[HEADER:end]) == folded(query.question)
     return query.id.to_bytes(2, "big") + (data[2:HEADER] + query.question + data[end:] if same else data[2:])
 
 

@@ -98,6 +98,8 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
                     self.remove_network(made.id)
                 raise
             self._hold_run(run, holder)
+        if former is not None and not run.detached:
+            self._drop_log(former)
         self.emit("run.start", run=run.name, pid=run.pid, namespace=run.namespace)
         return run
 
@@ -132,6 +134,8 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
     def report_exit(self, name: str, *, pid: int, code: int | None = None) -> Run:
         """A run's process has ended: release what was its, and remember its exit code. Raises `Conflict` while it goes on."""
         faults.begin("end_run")
+        if code is not None and not 0 <= code <= 255:
+            raise Invalid(f"{code} is not an exit code", "expected 0 to 255, or none")
         run = self.state.run(name)
         if pid != run.pid:
             raise NotFound(f"run {name} is not that of process {pid}", "it has ended, and its name was used again")
@@ -200,8 +204,9 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
 
     def _draft_run(self, request: RunRequest) -> Run:
         """Everything that can be checked before anything is changed; the rest is checked by the verbs that it is made of."""
-        if not 0 < request.pid <= 2**22:
-            raise Invalid(f"{request.pid} is not a pid", "expected 1 to 4194304")
+        for pid, least in ((request.pid, 1), (request.shepherd, 0)):
+            if not least <= pid <= 2**22:
+                raise Invalid(f"{pid} is not a pid", "expected 1 to 4194304")
         if len(request.command) > _MOST_WORDS or sum(map(len, request.command)) > 1 << 17:
             raise Invalid("the command is too long to be remembered", f"expected at most {_MOST_WORDS} words of 128 KiB")
         name = request.name or self._free_name()
@@ -318,6 +323,9 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
         with self.store.transaction():
             self.store.delete_run(run)
         del self.state.runs[run.name]
+        self._drop_log(run)
+
+    def _drop_log(self, run: Run) -> None:
         if run.detached and self.logs is not None:
             with contextlib.suppress(OSError):
                 (self.logs / f"{run.name}.log").unlink()
