@@ -11,7 +11,6 @@ import pytest
 
 from atoll.errors import Invalid
 from atoll.explain import Explanation, explain, parse
-from atoll.explain.probe import Probe
 from atoll.explain.snapshot import PROBE_TABLE
 from atoll.firewall.elements import endpoint_elements, statement
 from tests.support import FACING, OUTSIDE, Inside, Traffic, cidr, ip, lenient, outside
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from atoll import Engine
+    from atoll.explain.probe import Probe
     from atoll.lab.machine import Machine
 
 
@@ -91,8 +91,10 @@ def test_the_places_are_in_order_with_what_was_rewritten(engine: Engine, world: 
     _, sent = send(engine, "r1", f"{FACING[4]}:8080")
     endpoint = engine.state.endpoint(engine.state.network("web"), "r2")
     there = [hop for hop in sent.seen if not hop.reply]
-    assert there[0].where == "r1" and there[0].what.startswith("out by eth0: ") and there[0].what.endswith(f"to {FACING[4]}:8080")
-    assert there[-1].where == "r2" and there[-1].what.endswith(f"to {endpoint.address(4)}:80")
+    assert (there[0].where, there[-1].where) == ("r1", "r2")
+    assert there[0].what.startswith("out by eth0: ")
+    assert there[0].what.endswith(f"to {FACING[4]}:8080")
+    assert there[-1].what.endswith(f"to {endpoint.address(4)}:80")
     assert any(endpoint.host_interface in hop.what and "(port of r2)" in hop.what for hop in there)
     assert [hop.reply for hop in sent.seen] == sorted(hop.reply for hop in sent.seen)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import secrets
 import socket
 import struct
@@ -26,7 +27,11 @@ _ALL: Final = 0x0003
 _OUTGOING: Final = 4
 _TO_US: Final = 0
 _ATTACH_FILTER: Final = 26
-_TIMESTAMPNS: Final = 35
+#: linux/if_packet.h: a ring of frames of the second version; a frame's header (tpacket2_hdr) and behind it the link's address.
+_SOL_PACKET, _RX_RING, _PACKET_VERSION, _SECOND = 263, 5, 10, 1
+_FRAME, _FRAMES = 512, 1024
+_FRAME_HEADER = struct.Struct("=IIIHHII")
+_LINK_ADDRESS = struct.Struct("=4xi2xB")
 _INSTRUCTION = struct.Struct("=HBBI")
 #: linux/bpf_common.h: load a word, a byte; the length of an IPv4 header; a number into the index; compare, mask, return.
 _LOAD_WORD, _LOAD_BYTE, _HEADER_LENGTH, _INDEX, _EQUAL, _AND, _RETURN = 0x40, 0x30, 0xB1, 0x01, 0x15, 0x54, 0x06
@@ -101,22 +106,25 @@ class Sighting(NamedTuple):
 
 
 class Sniffer:
-    """Hears one flow on all links of one stack."""
+    """Hears one flow on all links of one stack.
+
+    By a ring that is shared with the kernel, because there each packet has the time at which it was seen: what is received without one
+    may get that of the reading while the kernel still switches its time stamps on.
+    """
 
     def __init__(self, stack: Stack, flow: Flow) -> None:
-        self.stack, self._flow = stack, flow
-        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = stack.run(lambda: socket.socket(socket.AF_PACKET, kind, socket.htons(_ALL)))
+        self.stack, self._flow, self._next = stack, flow, 0
+        self._socket = stack.run(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.htons(_ALL)))
         try:
             program = flow.filter()
-            self._program = ctypes.create_string_buffer(program, len(program))
-            head = struct.pack("HP", len(program) // _INSTRUCTION.size, ctypes.addressof(self._program))
+            memory = ctypes.create_string_buffer(program, len(program))
+            head = struct.pack("HP", len(program) // _INSTRUCTION.size, ctypes.addressof(memory))
             self._socket.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, head)
-            self._socket.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
-            # What came before the filter is somebody else's: nothing of the flow has been sent yet.
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    self._socket.recv(1)
+            self._socket.setsockopt(_SOL_PACKET, _PACKET_VERSION, _SECOND)
+            # What came before the filter goes with this.
+            blocks = _FRAMES * _FRAME // mmap.PAGESIZE
+            self._socket.setsockopt(_SOL_PACKET, _RX_RING, struct.pack("=IIII", mmap.PAGESIZE, blocks, _FRAME, _FRAMES))
+            self._ring = mmap.mmap(self._socket.fileno(), _FRAMES * _FRAME)
         except BaseException:
             self._socket.close()
             raise
@@ -125,6 +133,7 @@ class Sniffer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ring.close()
         self._socket.close()
 
     def fileno(self) -> int:
@@ -133,15 +142,17 @@ class Sniffer:
     def heard(self) -> Iterator[Sighting]:
         """Since the last time."""
         while True:
-            try:
-                data, ancillary, _, where = self._socket.recvmsg(2048, 64)
-            except BlockingIOError:
+            begin = self._next * _FRAME
+            status, _, length, _, network, seconds, nanoseconds = _FRAME_HEADER.unpack_from(self._ring, begin)
+            if not status & 1:
                 return
-            except OSError:
-                continue  # a link went down
-            seconds, nanoseconds = next((struct.unpack("=qq", told[:16]) for _, _, told in ancillary if len(told) >= 16), (0, 0))
+            ifindex, kind = _LINK_ADDRESS.unpack_from(self._ring, begin + 32)
+            data = self._ring[begin + network : min(begin + network + length, begin + _FRAME)]
+            struct.pack_into("=I", self._ring, begin, 0)
+            self._next = (self._next + 1) % _FRAMES
+            link = self.stack.by_index.get(ifindex)
             with contextlib.suppress(struct.error, ValueError, IndexError):
-                yield self._sighting(data, str(where[0]), where[2], seconds * 1_000_000_000 + nanoseconds)
+                yield self._sighting(data, link.name if link else str(ifindex), kind, seconds * 1_000_000_000 + nanoseconds)
 
     def _sighting(self, data: bytes, link: str, kind: int, time: int) -> Sighting:
         four = self._flow.version == 4
