@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from atoll.daemon.watcher import Watcher
 from atoll.errors import Invalid
 from atoll.explain import Explanation, explain, parse
 from atoll.explain.snapshot import PROBE_TABLE
@@ -189,6 +190,18 @@ def test_nothing_is_left(engine: Engine, world: Machine) -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert in_engines(engine, "list ruleset") == rules
     assert PROBE_TABLE not in rules
+
+
+def test_the_watcher_is_not_disturbed(engine: Engine, world: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher = Watcher(engine)
+    repairs: list[object] = []
+    monkeypatch.setattr(engine, "repair", lambda **what: repairs.append(what))
+    assert send(engine, "r1", "r2:80")[1].agrees
+    assert (watcher.look(), repairs) == (False, [])
+    in_engines(engine, "add rule inet atoll early accept")
+    watcher.look()
+    watcher.close()
+    assert len(repairs) == 1  # so it would have been seen
 
 
 KILLED: Final = """
