@@ -75,6 +75,24 @@ def test_a_service_of_several_namespaces_has_no_one_place(lab: Lab) -> None:
     assert sorted(found) == sorted([lab["p-many-1"].address, lab["p-many-2"].address])
 
 
+def test_programs_share_namespaces_and_are_whom_the_document_says(lab: Lab) -> None:
+    lab.apply("""
+name: p
+services:
+  web: {command: sleep 1000}
+  side: {command: readlink /proc/self/ns/net, network_mode: "service:web"}
+  outside: {command: readlink /proc/self/ns/net, network_mode: host}
+  other: {command: [sh, -c, "id -u; hostname"], user: "0:0", hostname: elsewhere}
+""")
+    _, side, outside, other = lab.processes.started
+    assert [process.wait() for process in (side, outside, other)] == [0, 0, 0]
+    assert side.output.strip() == lab["web"].check_output(["readlink", "/proc/self/ns/net"]).strip()
+    assert outside.output.strip() == lab.default.check_output(["readlink", "/proc/self/ns/net"]).strip()
+    assert other.output == "0\nelsewhere\n"
+    lab.apply("name: p\nservices:\n  web: {command: sleep 1000}\n")
+    assert [process.poll() for process in lab.processes.started[:1]] == [None]
+
+
 def test_what_is_wrong_is_said_and_nothing_is_made(lab: Lab) -> None:
     with pytest.raises(Invalid, match=r"^topology:4:5: "):
         lab.apply("name: p\nservices:\n  web:\n    prots: [80]\n")

@@ -92,7 +92,7 @@ class LabHost:
             netns.unshare(netns.CLONE_NEWUTS)
             socket.sethostname(hostname)
 
-        # A session of its own: with the program ends what it started.
+        # A session of its own, so that what it starts is asked to end with it.
         options: dict[str, Any] = {"cwd": program.directory or None, "start_new_session": True}
         account: dict[str, str] = {}
         if program.user:
@@ -117,9 +117,9 @@ def _view(start: StartProgram, process: Process) -> dict[str, Any]:
 
 
 def _stop(process: Process) -> None:
-    """Ask a program to end, and end it if it doesn't."""
+    """Ask a program to end, and end it if it doesn't. Nothing is sent to one that was waited for: its number may be another's."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:
             os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_PATIENCE)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE)
