@@ -16,6 +16,7 @@ import fcntl
 import os
 import queue
 import threading
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -278,5 +279,6 @@ def hold_process(expected: Process) -> int:
     return fd
 
 
+@cache
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

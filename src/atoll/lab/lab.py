@@ -23,7 +23,9 @@ from atoll.model import interface as parse_interface
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+    from atoll.lab.topologies import LabHost
     from atoll.model import Network
+    from atoll.topology import Change, Topology
 
 
 def ready() -> None:
@@ -69,6 +71,7 @@ class Lab:
         self.loop = Loop()
         self.watcher = Watcher(self.loop, ring)
         self._boxes: dict[Device, Box] = {}
+        self._applied: LabHost | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -93,12 +96,17 @@ class Lab:
     # --- what is in it ---
 
     def __getitem__(self, name: str) -> Place:
-        """A host or namespace by its name. Raises `NotFound`."""
+        """A host or namespace by its name, or by that of the topology's service that it alone is. Raises `NotFound`, `Conflict`."""
         for host in self.hosts.values():
             if host.name == name:
                 return host
             if name in host.namespaces:
                 return host.namespaces[name]
+        serving = [made for host in self.hosts.values() for made in host.namespaces.values() if made.service == name]
+        if len(serving) == 1:
+            return serving[0]
+        if serving:
+            raise Conflict(f"service {name[:80]} is several namespaces", f"name one: {', '.join(made.name for made in serving)}")
         raise NotFound(f"no host or namespace named {name[:80]} in this lab")
 
     def places(self) -> list[Place]:
@@ -124,6 +132,19 @@ class Lab:
     def namespaces(self, *names: str, network: str = "", **options: Any) -> list[Namespace]:
         """Several namespaces on one network."""
         return self.default.several(names, network, **options)
+
+    def apply(self, topology: str | Path | Topology, *, folder: str | Path = ".") -> tuple[Change, ...]:
+        """Make the default host as a topology says; what was changed. It is a value, a document's text (more than one line), or a file's
+        path in `folder`, which a text's own paths begin at as well.
+
+        Services' commands are started as processes of the lab. Raises `Invalid` with FILE:LINE:COLUMN for what is wrong in a document.
+        """
+        from atoll.lab import topologies
+
+        wanted = topologies.read(topology, folder)
+        if self._applied is None:
+            self._applied = topologies.LabHost(self.default)
+        return self._applied.apply(wanted)
 
     def wire(self, one: Host, other: Host, subnet: str, *, mtu: int = 1500) -> Link:
         """A cable between two hosts; they get the first two addresses of the subnet, in this order."""
@@ -162,11 +183,15 @@ class Lab:
         self.watcher.add(link)
         for place in {link.near.place, link.far.place}:
             if addresses := [text.partition("/")[0] for text in link.addresses_of(place)]:
-                self.names.add(place.name, addresses)
+                for name in link.names_of(place):
+                    self.names.add(name, addresses)
 
     def drop_link(self, link: Link) -> None:
         self.links.remove(link)
         self.watcher.remove(link)
+        for place in {link.near.place, link.far.place}:
+            for name in link.names_of(place):
+                self.names.remove(name, [text.partition("/")[0] for text in link.addresses_of(place)])
 
     # --- weather ---
 

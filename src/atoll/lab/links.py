@@ -65,9 +65,10 @@ class Link:
         far: Device,
         addresses: tuple[str, ...],
         far_addresses: tuple[str, ...] = (),
+        aliases: tuple[str, ...] = (),
     ) -> None:
         self._lab, self.medium, self.name = lab, medium, name
-        self.near, self.far = near, far
+        self.near, self.far, self._aliases = near, far, aliases
         self._addresses, self._far_addresses = addresses, far_addresses
 
     def __repr__(self) -> str:
@@ -76,6 +77,10 @@ class Link:
     def addresses_of(self, place: Place) -> tuple[str, ...]:
         """With prefix length."""
         return self._addresses if place is self.near.place else self._far_addresses if place is self.far.place else ()
+
+    def names_of(self, place: Place) -> tuple[str, ...]:
+        """By which others find a place's addresses: its own, and on a network its aliases there."""
+        return tuple(dict.fromkeys((place.name, *(self._aliases if place is self.near.place else ()))))
 
     @property
     def subnet(self) -> str:

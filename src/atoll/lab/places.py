@@ -25,7 +25,7 @@ from atoll.store.sqlite import Store
 
 if TYPE_CHECKING:
     import socketserver
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from atoll.lab.lab import Lab
     from atoll.lab.links import Link
@@ -172,11 +172,11 @@ class Place:
 
 
 class Namespace(Place):
-    """A namespace of a host. `ns.host` is the host."""
+    """A namespace of a host. `ns.host` is the host, `ns.service` the service of a topology that it is, if it is one."""
 
-    def __init__(self, host: Host, name: str) -> None:
+    def __init__(self, host: Host, name: str, service: str) -> None:
         super().__init__(host.lab, name, host.engine.host.open_namespace(name), host.engine.host.visitor)
-        self.host = host
+        self.host, self.service = host, service
 
     def connect(self, network: str, **options: Any) -> Link:
         return self.host.connect(network, self, **options)
@@ -184,9 +184,12 @@ class Namespace(Place):
     def disconnect(self, network: str) -> None:
         self.host.engine.disconnect(network, self.name)
         for link in [link for link in self.links if link.medium == (self.host.name, network)]:
-            self.links.remove(link)
-            self.lab.drop_link(link)
-            self.lab.names.remove(self.name, [text.partition("/")[0] for text in link.addresses_of(self)])
+            self.drop(link)
+
+    def drop(self, link: Link) -> None:
+        """Of the lab's own parts: a link is gone."""
+        self.links.remove(link)
+        self.lab.drop_link(link)
 
     def publish(self, *specs: str, network: str = "") -> None:
         """Publish ports on the host: "8080:80", as in `atoll publish`."""
@@ -258,14 +261,28 @@ class Host(Place):
         """Namespaces, one after the other, in one visit to the host: that is quicker than as many calls."""
 
         def make(name: str) -> Namespace:
-            self.lab.check_new(name)
-            self.engine.create_namespace(name)
-            made = self.namespaces[name] = Namespace(self, name)
+            made = self.create(name)
             if network:
                 self.connect(network, made, **options)
             return made
 
         return self.engine.host.run(lambda: [make(name) for name in names])
+
+    def create(self, name: str, labels: Mapping[str, str] | None = None, *, servers: Sequence[str] = (), service: str = "") -> Namespace:
+        """A namespace on no network yet."""
+        self.lab.check_new(name)
+        self.engine.create_namespace(name, dict(labels or {}), servers=servers)
+        made = self.namespaces[name] = Namespace(self, name, service)
+        return made
+
+    def remove(self, name: str) -> None:
+        """Let a namespace go, with its links."""
+        gone = self.namespaces[name]
+        self.engine.remove_namespace(name)
+        for link in [*gone.links]:
+            gone.drop(link)
+        del self.namespaces[name]
+        gone.close()
 
     def connect(self, network: str, namespace: Namespace, **options: Any) -> Link:
         """Attach a namespace of this host to a network; `options` are those of `Engine.connect`."""
@@ -281,6 +298,7 @@ class Host(Place):
             links.Device(namespace, endpoint.interface),
             links.Device(self, endpoint.host_interface),
             endpoint.addresses,
+            aliases=endpoint.aliases,
         )
         namespace.links.append(made)
         self.lab.add_link(made)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from atoll.lab.lab import Lab
     from atoll.model import Network
+    from atoll.topology import Topology
 
 _NO_LAB = "no lab here: "
 
@@ -34,7 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "topology(networks): the lab fixture holds these networks and namespaces: {network: [name, ...]}")
+    config.addinivalue_line(
+        "markers", "topology(what): the lab fixture holds {network: [name, ...]}, or what a document says: a path or text"
+    )
     if config.getini("atoll_rootless") not in ("auto", "off"):
         raise pytest.UsageError(f"atoll_rootless is {config.getini('atoll_rootless')!r}; expected auto or off")
     # Workers have threads from the start, so for them it is now or never; a run of one process waits until a test wants a lab.
@@ -79,7 +82,10 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with made:
         marker = request.node.get_closest_marker("topology")
         if marker is not None:
-            _build(made, *marker.args)
+            try:
+                _build(made, request.path.parent, *marker.args)
+            except AtollError as error:
+                pytest.fail(str(error), pytrace=False)
         yield made
 
 
@@ -89,9 +95,12 @@ def network(lab: Lab) -> Network:
     return lab.network("net")
 
 
-def _build(lab: Lab, networks: dict[str, list[str]]) -> None:
-    """Namespaces may be on several networks."""
-    for name, members in networks.items():
+def _build(lab: Lab, folder: Path, what: dict[str, list[str]] | str | Path | Topology) -> None:
+    """What the marker says; a namespace may be on several networks."""
+    if not isinstance(what, dict):
+        lab.apply(what, folder=folder)
+        return
+    for name, members in what.items():
         lab.network(name)
         for member in members:
             known = lab.default.namespaces.get(member) or lab.namespace(member)
