@@ -348,10 +348,8 @@ def test_closed_standard_descriptors_are_no_obstacle(atoll: CommandLine) -> None
             assert (done.returncode, done.stdout, done.stderr) == (0, "" if ">&-" in closed else "r1\n", "")
             assert atoll.says("wait", "r1") == "0\n"
             assert atoll.says("logs", "r1") == "end\n"  # its input is empty, not a closed one
-            done = subprocess.run(
-                ["sh", "-c", f"{ATOLL} run --network web -- sh -c 'exit 3' {closed}"], env=atoll.daemon.environment, check=False
-            )
-            assert done.returncode == 3
+            command = f"{ATOLL} run --network web -- sh -c 'exit 3' {closed}"
+            assert subprocess.run(["sh", "-c", command], env=atoll.daemon.environment, check=False).returncode == 3
         atoll.says("ps", "--prune")
 
 
@@ -415,3 +413,13 @@ def test_at_most_a_hundred_ended_runs_are_remembered(atoll: CommandLine) -> None
             process.kill()
         eventually(lambda: atoll.daemon.call("GET", "/v1/runs")[-1]["state"] == "ended", "it is seen to have ended")
     assert [run["name"] for run in atoll.daemon.call("GET", "/v1/runs")] == [f"r{number}" for number in range(3, 103)]
+
+
+def test_a_namespace_stays_while_a_program_runs_in_it(atoll: CommandLine) -> None:
+    with leaves_nothing(atoll):
+        atoll.says("ns", "create", "shared")
+        atoll.says("run", "-d", "--name", "guest", "--network", "ns:shared", "--", "sleep", "1000")
+        assert atoll.fails(4, "ns", "rm", "shared") == "guest runs in namespace shared; atoll stop guest"
+        atoll.says("stop", "guest")
+        atoll.says("ns", "rm", "shared")
+        atoll.says("ps", "--prune")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from atoll import Engine
+from atoll.errors import NotFound
 from atoll.explain import Explanation, explain, parse
 from atoll.firewall.elements import endpoint_elements, statement
 from atoll.kernel import sysctl
@@ -16,7 +18,6 @@ from tests.support import FACING, OUTSIDE, Inside, Probe, Traffic, cidr, ip, len
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from atoll import Engine
     from atoll.lab.machine import Machine
 
 SERVED: Final = 80
@@ -172,3 +173,8 @@ def test_a_strict_source_check_on_the_way_in_is_named(engine: Engine, world: Mac
     found = explain(engine, question)
     assert (found.verdict, found.fix) == ("no", "sysctl -w net.ipv4.conf.wan0.rp_filter=2")
     assert "rp_filter of wan0" in found.why
+
+
+def test_on_a_host_without_a_way_out_the_outside_is_nowhere(host: None) -> None:
+    with Engine.open() as engine, pytest.raises(NotFound, match="no interface that leads outside"):
+        explain(engine, parse("outside", "host:80"))

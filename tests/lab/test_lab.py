@@ -273,3 +273,19 @@ def test_a_closed_lab_holds_no_descriptor_and_no_thread(host: None) -> None:
     build()
     assert len(os.listdir("/proc/self/fd")) == before[0]
     assert {thread.name for thread in threading.enumerate()} == before[1]
+
+
+def test_a_closed_lab_says_so() -> None:
+    with Lab() as lab:
+        a, b = lab.namespaces("a", "b", network="net")
+    with pytest.raises(Conflict, match="closed"):
+        a.ping(b)
+
+
+def test_a_ping_of_a_name_that_nobody_has_is_an_error_and_not_a_loss() -> None:
+    with Lab() as lab:
+        a, b = lab.namespaces("a", "b", network="net")
+        assert a.ping("b") is not None
+        assert a.ping(b.address) is not None
+        with pytest.raises(NotFound, match="zzz"):
+            a.ping("zzz")

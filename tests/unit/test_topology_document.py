@@ -239,16 +239,12 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("services: {a: {prts: []}}", "t.yaml:1:16: 'prts' is unknown in service a; did you mean ports?"),
         ("services: {-a: {}}", "t.yaml:1:12: '-a' is not a service name; 1 to 63 letters"),
         ("services: {a: {ports: 80}}", "t.yaml:1:23: ports is a number; expected a list"),
-        ("services: {a: {ports: [80]}}", "t.yaml:1:24: port '80' names no port of the host, and Atoll chooses none; write HOSTPORT:80"),
-        ("services: {a: {ports: ['127.0.0.1::80']}}", "t.yaml:1:24: port '127.0.0.1::80' names no port of the host"),
-        ("services: {a: {ports: ['80-90']}}", "t.yaml:1:24: port '80-90' names no port"),
         ("services: {a: {ports: ['1:2:3:4']}}", "t.yaml:1:24: '1:2:3:4' is not a port to publish; expected [HOSTIP:]HOSTPORT"),
         ("services: {a: {ports: ['70000:80']}}", "t.yaml:1:24: port 70000 in '70000:80' is out of range"),
         ("services: {a: {ports: ['80-81:80']}}", "t.yaml:1:24: '80-81:80' maps 2 host ports onto 1"),
         ("services: {a: {ports: ['80:80', '80:80']}}", "t.yaml:1:33: 80:80/tcp is published twice"),
         ("services: {a: {ports: [{published: 80}]}}", "t.yaml:1:24: a port has no target"),
         ("services: {a: {ports: [{target: x}]}}", "t.yaml:1:33: target is not a whole number from 1 to 65535"),
-        ("services: {a: {ports: [{target: 80}]}}", "t.yaml:1:24: port 80 names no port of the host"),
         ("services: {a: {ports: ['80:80'], scale: 2}}", "t.yaml:1:24: a published port, and 2 replicas"),
         ("services: {a: {dns: x}}", "t.yaml:1:21: DNS server 'x' is not an IP address"),
         ("networks: {a: {x-atoll: {dns: [x]}}}", "t.yaml:1:31: DNS server 'x' is not an IP address"),
@@ -333,3 +329,11 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
 def test_the_schema_in_the_documentation_is_the_one_that_is_printed() -> None:
     assert json.loads((ROOT / "docs" / "atoll.schema.json").read_text()) == schema()
+
+
+def test_a_port_without_a_port_of_the_host_is_for_neighbours_and_named() -> None:
+    text = "name: shop\nservices: {a: {ports: [80, '127.0.0.1::81', 90-99/udp, {target: 82}, '8080:80']}}\n"
+    parsed = parse(text, "t.yaml")
+    (place,) = parsed.topology.namespaces
+    assert [connection.publish for connection in place.connections] == [("8080:80/tcp",)]
+    assert parsed.notes == ("not used: ports without a port of the host (4 times)",)

@@ -150,6 +150,9 @@ class NamespaceVerbs(Base):
         run = self.state.live_run(name)
         if run is not None and run.owns:
             raise Conflict(f"namespace {name} is that of a program that runs", f"atoll stop {name}")
+        inside = sorted(other.name for other in self.state.runs.values() if other.alive and other.namespace == name)
+        if inside:
+            raise Conflict(f"{', '.join(inside[:8])} runs in namespace {name}", f"atoll stop {inside[0]}")
 
     def _check_unnamed(self, name: str) -> None:
         """Before we give a namespace its name: what failed would be undone, and a name of someone else's must not go with it."""

@@ -67,7 +67,10 @@ def _outside(names: Names, text: str) -> Place:
         if interface == "lo":
             raise Invalid(f"{value} is an address of the host", "name one that is outside")
         return Place(text, host, address=str(value), interface=interface)
-    return Place("outside", host, interface=_uplink(host, 4) or _uplink(host, 6))
+    interface = _uplink(host, 4) or _uplink(host, 6)
+    if not interface:
+        raise NotFound("the host has no interface that leads outside", "name one: outside@INTERFACE")
+    return Place("outside", host, interface=interface)
 
 
 def _uplink(host: Stack, version: int) -> str:

@@ -114,6 +114,7 @@ class Visitor:
 
     def __init__(self, *, in_place: bool = False) -> None:
         self.home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+        self._closed = False
         self._maker = threading.get_ident() if in_place else None
         if in_place:
             if threading.current_thread() is threading.main_thread():
@@ -135,6 +136,8 @@ class Visitor:
             # From within a visit at home: many short ones cost one change of threads then.
             return self._visit(fd, function)
         with self._one_at_a_time:
+            if self._closed:
+                raise Conflict("what this belongs to is closed", "use it before its lab or engine ends")
             self._work.put((fd, function))
             error, result = self._done.get()
         if error is not None:
@@ -142,8 +145,11 @@ class Visitor:
         return result  # type: ignore[return-value]
 
     def close(self) -> None:
+        """The end of it: whoever wants to visit anything now gets a `Conflict`."""
         if self._maker is None:
-            self._work.put(None)
+            with self._one_at_a_time:
+                self._closed = True
+                self._work.put(None)
         os.close(self.home)
 
     def _visit(self, fd: int, function: Callable[[], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import random
 import select
@@ -120,8 +121,8 @@ class Place:
         self.lab.at_end(stop)
 
     def ping(self, other: Place | str, *, timeout: float = 2) -> float | None:
-        """Milliseconds until an echo came back, or None when none did."""
-        target = other if isinstance(other, str) else other.address_from(self)
+        """Milliseconds until an echo came back, or None when none did. `other` is a place, its name, or an address. Raises `NotFound`."""
+        target = other if isinstance(other, str) and _is_address(other) else self._place(other).address_from(self)
         family, protocol, request, reply = _ICMP[6 if ":" in target else 4]
         with self.socket(family, socket.SOCK_RAW, protocol) as sock:
             token = struct.pack("!HH8s", os.getpid() & 0xFFFF, 1, random.randbytes(8))  # noqa: S311
@@ -140,6 +141,9 @@ class Place:
             except OSError:
                 return None
         return None
+
+    def _place(self, other: Place | str) -> Place:
+        return self.lab[other] if isinstance(other, str) else other
 
     def nft(self, script: str) -> None:
         """Change this place's firewall; `script` is nft's own language."""
@@ -332,3 +336,11 @@ def _checksum(data: bytes) -> int:
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -7,7 +7,9 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
+from atoll.firewall.skeleton import CONSTANT, FAMILIES, TABLE
 from atoll.lab import packets
+from atoll.lab.places import Host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 #: The most lines of one process's output, and of one place's rules.
 _LINES = 40
+_TABLES = tuple(f"table {family} {TABLE} {{" for family in FAMILIES)
 
 
 def sections(lab: Lab) -> Iterator[tuple[str, str]]:
@@ -82,8 +85,30 @@ def _addresses(place: Place) -> str:
 
 
 def _rules(place: Place) -> str:
+    """The ruleset; of Atoll's own tables, as long as they are as they should be, what is in them and not the rules, which never change."""
     text = _run(place, "nft", "list", "ruleset")
+    if isinstance(place, Host) and not place.engine.differences(namespaces=(), links=False):
+        text = _without_skeleton(text)
     return f"{place.name}\n{_indented(text)}" if text else ""
+
+
+def _without_skeleton(text: str) -> str:
+    """nft's listing with only those sets of Atoll's tables that have elements."""
+    shown: list[str] = []
+    block: list[str] = []
+    ours = False
+    for line in text.splitlines():
+        if line.startswith("table "):
+            ours = line in _TABLES
+        if not ours or not line.startswith("\t"):
+            shown += [line] if line else []
+            continue
+        block.append(line)
+        if line == "\t}":
+            if any("elements = " in part for part in block) and not any(f" {name} {{" in block[0] for name in CONSTANT):
+                shown += block
+            block = []
+    return "\n".join(shown)
 
 
 def _processes(lab: Lab) -> str:

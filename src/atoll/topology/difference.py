@@ -150,7 +150,7 @@ class _Difference:
         remade = self._namespaces_gone()
         for place in self._topology.namespaces:
             self._place(place, gone, remade)
-        self._programs(remade)
+        self._programs(remade | {name for name in self._wanted if name not in self._namespaces})
         self._check_left(gone)
         self._check_free(gone)
         return tuple(sorted(self._changes, key=lambda change: ORDER.index(type(change))))

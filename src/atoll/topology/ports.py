@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 def ports(node: Node, unused: Callable[[str], None]) -> list[tuple[str, Mark]]:
-    """Each port with its place in the file. A range is one spec."""
+    """Each port with its place in the file. A range is one spec. One without a port of the host is for neighbours, who reach it anyway:
+    Docker would choose a host port that nobody knows beforehand, so it is named among what isn't used."""
     found: list[tuple[str, Mark]] = []
     for item in as_list(node, "ports"):
         text = _long(item, unused) if isinstance(item, Map) else _short(item)
+        if not text:
+            unused("ports without a port of the host")
+            continue
         with at(item.mark):
             spec = str(parse_publish(text))
         if any(spec == other for other, _ in found):
@@ -31,8 +35,7 @@ def ports(node: Node, unused: Callable[[str], None]) -> list[tuple[str, Mark]]:
 def _short(node: Node) -> str:
     text = as_text(node, "a port")
     if re.fullmatch(r"[0-9]+(-[0-9]+)?(/[a-z]+)?", text) or re.search(r"::[0-9]+(-[0-9]+)?(/[a-z]+)?\Z", text):
-        inner = text.rpartition(":")[2]
-        raise node.mark.error(f"port {text!r} names no port of the host, and Atoll chooses none", f"write HOSTPORT:{inner}")
+        return ""
     return text
 
 
@@ -46,7 +49,7 @@ def _long(node: Node, unused: Callable[[str], None]) -> str:
         raise node.mark.error("a port has no target", "expected target: PORT")
     target = as_number(found.entries["target"], "target", 1, 65535)
     if "published" not in found.entries:
-        raise node.mark.error(f"port {target} names no port of the host, and Atoll chooses none", "add published: HOSTPORT")
+        return ""
     host = as_text(found.entries["host_ip"], "host_ip") if "host_ip" in found.entries else ""
     protocol = as_text(found.entries["protocol"], "protocol") if "protocol" in found.entries else "tcp"
     prefix = f"[{host}]:" if ":" in host else f"{host}:" if host else ""
