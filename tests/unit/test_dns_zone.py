@@ -8,6 +8,7 @@ import dns.message
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from atoll.dns import wire, zone
 from atoll.dns.zone import EndpointNames, NamespaceServers, NetworkNames, Update, Zone
@@ -189,8 +190,11 @@ SOURCES = [f"10.{number}.0.{last}" for number in (1, 2) for last in (1, 2, 3)]
 @settings(deadline=None, max_examples=50)  # each one asks hundreds of questions
 @given(updates)
 def test_changes_one_by_one_leave_what_a_new_start_would(changes: list[Update]) -> None:
-    known = Zone()
+    known = filled()
     for change in changes:
+        for source in SOURCES:  # so that there are answers to take back
+            for name, kind in QUESTIONS:
+                told(known, source, name, kind)
         known.apply(change)
         fresh = Zone()
         fresh.apply(
@@ -210,6 +214,30 @@ def test_changes_one_by_one_leave_what_a_new_start_would(changes: list[Update]) 
                 assert told(known, source, name, kind) == told(fresh, source, name, kind), (source, name)
         views = {*known._views.values(), known.host.view}
         assert known.kept == sum(len(each.answers) for each in views)
+
+
+def test_what_was_unknown_is_known_once_it_is_there_and_what_is_shared_is_shared() -> None:
+    known = filled()
+    reverse = "9.0.1.10.in-addr.arpa"
+    for _ in range(2):
+        assert told(known, "10.1.0.2", "new.front.atoll") == "NXDOMAIN"
+        assert told(known, "10.1.0.1", "new.front.atoll") == "NXDOMAIN"
+        assert told(known, "10.1.0.2", reverse, "PTR") == "NXDOMAIN"
+        assert told(known, "10.1.0.2", "www") == ["10.1.0.2", "10.2.0.3"]
+    known.apply(Update(2, endpoints=(EndpointNames("9", "f", "new", ("new", "www"), ("10.1.0.9",)),)))
+    assert told(known, "10.1.0.2", "new.front.atoll") == ["10.1.0.9"]
+    assert told(known, "10.1.0.1", "new.front.atoll") == ["10.1.0.9"]
+    assert told(known, "10.1.0.2", reverse, "PTR") == ["new.Front.atoll."]
+    assert told(known, "10.1.0.2", "www") == ["10.1.0.2", "10.1.0.9", "10.2.0.3"]
+
+
+def test_a_network_that_is_renamed_takes_its_names_along() -> None:
+    known = filled()
+    assert told(known, "10.1.0.2", "web.front.atoll") == ["10.1.0.2"]
+    assert told(known, "10.1.0.2", "web.other.atoll") == "NXDOMAIN"
+    known.apply(Update(2, networks=(structs.replace(FRONT, name="other"),)))
+    assert told(known, "10.1.0.2", "web.front.atoll") == "NXDOMAIN"
+    assert told(known, "10.1.0.2", "web.other.atoll") == ["10.1.0.2"]
 
 
 def test_a_change_takes_back_only_what_it_touches() -> None:

@@ -230,7 +230,7 @@ def test_text_is_never_wider_than_the_layout_thinks() -> None:
 def test_png_without_pillow_says_how_to_get_it() -> None:
     program = "import sys; sys.modules['PIL'] = None\nfrom atoll.graph import png"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stderr.endswith("Unsupported: PNG needs Pillow, which is not installed; pip install 'atoll[png]'\n")
+    assert done.stderr.endswith("Unsupported: PNG needs Pillow, which is not installed; pip install pillow\n")
 
 
 # --- dot and Mermaid -----------------------------------------------------------------------------------------------------------------

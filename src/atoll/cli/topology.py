@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from atoll.topology import Change, Parsed
 
-_file = click.option("-f", "--file", "file", default="", metavar="FILE", help="The topology; atoll.yaml or compose.yaml if none is given.")
+_file = click.option("-f", "--file", "file", default="", metavar="FILE", help="Default: atoll.yaml, compose.yaml or docker-compose.yml.")
 _project = click.option("-p", "--project", default="", metavar="NAME", help="The project; the file's name:, or the folder's name.")
 _profile = click.option("--profile", "profiles", multiple=True, metavar="NAME", help="With the services of this profile.")
-_services = click.argument("services", nargs=-1, metavar="SERVICE...")
+_services = click.argument("services", nargs=-1, metavar="[SERVICE]...")
 
 
 class DaemonHost:
@@ -102,7 +102,7 @@ def _program(change: StopProgram | StartProgram) -> None:
 @_file
 @_project
 @_profile
-@click.option("--remove-orphans/--keep-orphans", "orphans", default=True, help="Whether what the file no longer has goes.")
+@click.option("--remove-orphans/--keep-orphans", "orphans", default=True, help="Whether what the file no longer has goes; it does.")
 def up(services: tuple[str, ...], file: str, project: str, profiles: tuple[str, ...], orphans: bool) -> None:
     """Make the host as a topology says: only what differs is changed. With SERVICEs, those and what they depend on.
 
@@ -138,7 +138,7 @@ def down(file: str, project: str) -> None:
 @_file
 @_project
 @_profile
-@click.option("--remove-orphans/--keep-orphans", "orphans", default=True, help="Whether what the file no longer has goes.")
+@click.option("--remove-orphans/--keep-orphans", "orphans", default=True, help="Whether what the file no longer has goes; it does.")
 @click.option("--commands", is_flag=True, help="As the ip, nft and sysctl commands that it stands for.")
 @click.option("--exit-code", is_flag=True, help="End with 1 when something differs.")
 @output.format_option

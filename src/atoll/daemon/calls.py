@@ -187,9 +187,9 @@ def _repair(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
     return {"differences": _shown(found), "errors": [str(error) for error in errors]}
 
 
-def _explain(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
+def _explain(engine: Engine, where: dict[str, str], _: NoBody, *, send: bool = False) -> Any:
     question = checked(where.get("from", ""), where.get("to", ""), ipv6=where.get("ipv6", "0") in ("1", "true"))
-    explained = explain(engine, question)
+    explained = explain(engine, question, send=send)
     return msgspec.to_builtins(explained) | {"summary": describe(explained, question)}
 
 
@@ -241,6 +241,7 @@ ROUTES: Final[dict[tuple[str, str], Call]] = {
     ("GET", "/v1/doctor"): Call(NoBody, _differences),
     ("POST", "/v1/doctor"): Call(NoBody, _repair),
     ("GET", "/v1/explain"): Call(NoBody, _explain),
+    ("POST", "/v1/explain"): Call(NoBody, lambda engine, where, body: _explain(engine, where, body, send=True)),
 }
 
 

@@ -79,7 +79,8 @@ class State:
             if len(found) > 1:
                 raise Conflict(f"network id {name} is ambiguous", f"it begins {len(found)} ids: {', '.join(sorted(found)[:5])}")
             if not found:
-                raise NotFound(f"no network named {name[:80]}", "atoll network ls shows what there is")
+                swapped = f"{name} is a namespace, the network goes first; " if name in self.namespaces else ""
+                raise NotFound(f"no network named {name[:80]}", f"{swapped}atoll network ls shows what there is")
             key = found[0]
         return self.networks[key]
 

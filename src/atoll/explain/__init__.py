@@ -14,6 +14,7 @@ from atoll.errors import Invalid
 from atoll.explain.names import Names
 from atoll.explain.packet import ECHO, Hop, Packet, ends
 from atoll.explain.places import Place, source_of, target_of
+from atoll.explain.probe import Journey, Probe, probe
 from atoll.explain.question import PROTOCOLS, Question, parse
 from atoll.explain.walk import Arrived, Stopped, Walk
 from atoll.model import address
@@ -40,17 +41,29 @@ class Explanation(Struct, frozen=True):
     fix: str = ""
     notes: tuple[str, ...] = ()
     arrived: str = ""
+    probe: Probe | None = None
 
 
-def explain(engine: Engine, question: Question) -> Explanation:
-    """Raises `NotFound` or `Invalid` where the question speaks of what isn't there."""
+def explain(engine: Engine, question: Question, *, send: bool = False) -> Explanation:
+    """Raises `NotFound` or `Invalid` where the question speaks of what isn't there. `send`: also send such a packet (see `probe`)."""
+    if send:
+        _check_can_be_sent(question)
     names = Names(engine)
     try:
         source = source_of(engine, names, question.source)
         target = target_of(engine, names, question, source)
-        return _Asked(names, question, source, target).answer()
+        asked = _Asked(names, question, source, target)
+        found = asked.answer()
+        return structs.replace(found, probe=probe(names, asked.journey(), found.verdict)) if send else found
     finally:
         names.close()
+
+
+def _check_can_be_sent(question: Question) -> None:
+    if question.source == "outside" or question.source.startswith(("outside:", "outside@")):
+        raise Invalid("nothing can be sent from outside of this host", "leave --probe away, or send it from a machine there")
+    if question.protocol == "sctp":
+        raise Invalid("a probe can't be sctp", "expected tcp, udp or a ping")
 
 
 class _Asked:
@@ -59,6 +72,7 @@ class _Asked:
         self.names, self.question, self.source, self.target = names, question, source, target
         self.notes: list[str] = []
         self.arrived = ""
+        self.landed: Arrived | None = None
 
     def answer(self) -> Explanation:
         why = fix = ""
@@ -84,7 +98,7 @@ class _Asked:
         )
 
     def _there_and_back(self) -> None:
-        arrived = self._there()
+        arrived = self.landed = self._there()
         self.arrived = self._check(arrived)
         self._listening(arrived)
         self.walk.reply = True
@@ -100,6 +114,7 @@ class _Asked:
             wanted.version, wanted, wanted, protocol, _CLIENT if self.question.port else 0, self.question.port,
             ECHO[wanted.version][0] if self.question.protocol == "icmp" else 0, "ip6" if wanted.version == 6 else "ip",
         )  # fmt: skip
+        self.packet = self.first = packet
         if self.source.interface:
             packet.src = address(self.source.address_for(self.names.host, wanted))
             self.first = structs.replace(packet)
@@ -118,6 +133,21 @@ class _Asked:
         if arrived.interface:
             return self.walk.receive(arrived.stack, answer, arrived.interface)
         return self.walk.send(arrived.stack, answer)
+
+    def journey(self) -> Journey:
+        """What a probe sends, and where it should end; of a packet that was stopped, by the address that it had then."""
+        final, stack = self.packet, self.source.stack
+        if self.landed is not None:
+            end, way_out = (None if self.landed.interface else self.landed.stack), self.landed.interface
+        else:
+            end = stack if stack.owns(final.dst) else self.names.owner(final.dst)
+            way_out = self.names.host.route(final.dst).oif if end is None else ""
+        stacks = dict.fromkeys([stack, self.names.host, *([end] if end else []), *self.names.at([hop.where for hop in self.walk.hops])])
+        gateways = [stack.route(self.first.dst).gateway, end.route(self.first.src).gateway if end else None]
+        asked = [self.first.src, self.first.dst, final.dst, *(gateway for gateway in gateways if gateway is not None)]
+        question = self.question
+        last = final.dst, final.dport
+        return Journey(stack, self.first.dst, question.port, question.protocol, end, way_out, last, tuple(stacks), tuple(asked))
 
     def _is(self, place: Place, arrived: Arrived) -> bool:
         return place.stack.name == arrived.stack.name and bool(place.interface) == bool(arrived.interface)

@@ -9,6 +9,8 @@ from atoll.explain.snapshot import Stack
 from atoll.model import BRIDGE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from atoll.engine import Engine
     from atoll.model import Address, Endpoint, Network
 
@@ -38,6 +40,17 @@ class Names:
         if found is None:
             found = self._stacks[name] = Stack(self._engine.host, name)
         return found
+
+    def at(self, titles: Collection[str]) -> list[Stack]:
+        """The stacks of these titles, of those that were opened."""
+        return [stack for stack in (self.host, *self._stacks.values()) if stack is not None and stack.title in titles]
+
+    def owner(self, address: Address) -> Stack | None:
+        """Whose address it is: the host's or a namespace's; None outside."""
+        if self.host.owns(address):
+            return self.host
+        holders = self._holders.get(str(address))
+        return self.stack(holders[0].namespace) if holders else None
 
     # --- words ---
 

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from atoll.errors import Failed, Unsupported
 from atoll.kernel import netlink, rtnl, sysctl
 from atoll.kernel.netlink import attribute, attributes, message, number, u32
+from atoll.kernel.nft import Nft, open_nft
 from atoll.model import address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from atoll.kernel.host import Host
     from atoll.model import Address
@@ -40,6 +41,8 @@ _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 #: linux/sock_diag.h, net/tcp_states.h
 _SOCK_DIAG, _BY_FAMILY, _CLOSE, _LISTEN = 4, 20, 7, 10
 LOCAL, BROADCAST, MULTICAST = 2, 3, 5
+#: The table of a probe, which one that was killed leaves behind. It decides nothing.
+PROBE_TABLE: Final = "atoll_probe"
 
 
 class Route(NamedTuple):
@@ -166,7 +169,18 @@ class Stack:
     @cached_property
     def ruleset(self) -> list[dict[str, Any]]:
         data = json.loads(self.nft("list ruleset", _JSON | _STATELESS) or "{}")
-        return list(data.get("nftables", ()))
+        return [item for item in data.get("nftables", ()) if not any(_is_probes(name, value) for name, value in item.items())]
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether anything could drop a packet here, or a probe's table was left."""
+        return any("table" in item for item in self.ruleset) or self.nft("list tables").find(PROBE_TABLE) >= 0
+
+    @contextlib.contextmanager
+    def open_nft(self) -> Iterator[Nft]:
+        """For changes, in this stack."""
+        with contextlib.closing(open_nft(self._visitor, self._fd)) as opened:
+            yield opened
 
     def nft(self, command: str, flags: int = _HANDLE) -> str:
         """What nft prints, in this namespace."""
@@ -207,6 +221,10 @@ class Stack:
             for rows in seen
             for where, local in rows
         )
+
+
+def _is_probes(kind: str, value: dict[str, Any]) -> bool:
+    return value.get("name" if kind == "table" else "table") == PROBE_TABLE
 
 
 def _address(packed: bytes | None) -> Address | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 try:
     from PIL import Image, ImageDraw, ImageFont
 except ImportError:
-    raise Unsupported("PNG needs Pillow, which is not installed", "pip install 'atoll[png]'") from None
+    raise Unsupported("PNG needs Pillow, which is not installed", "pip install pillow") from None
 
 #: Pixels for each unit of the drawing, and the finer grid on which round corners are drawn.
 SCALE: Final = 2

@@ -154,7 +154,7 @@ class Lab:
     def check_new(self, name: str) -> None:
         check_name(name, "name")
         if any(place.name == name for place in self.places()):
-            raise Conflict(f"there is a {name} in this lab", "choose another name")
+            raise Conflict(f"a host or namespace named {name} is in this lab", "choose another name")
 
     def add_link(self, link: Link) -> None:
         """Of the lab's own parts: a link was made."""
