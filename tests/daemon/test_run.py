@@ -348,10 +348,8 @@ def test_closed_standard_descriptors_are_no_obstacle(atoll: CommandLine) -> None
             assert (done.returncode, done.stdout, done.stderr) == (0, "" if ">&-" in closed else "r1\n", "")
             assert atoll.says("wait", "r1") == "0\n"
             assert atoll.says("logs", "r1") == "end\n"  # its input is empty, not a closed one
-            done = subprocess.run(
-                ["sh", "-c", f"{ATOLL} run --network web -- sh -c 'exit 3' {closed}"], env=atoll.daemon.environment, check=False
-            )
-            assert done.returncode == 3
+            command = f"{ATOLL} run --network web -- sh -c 'exit 3' {closed}"
+            assert subprocess.run(["sh", "-c", command], env=atoll.daemon.environment, check=False).returncode == 3
         atoll.says("ps", "--prune")
 
 
