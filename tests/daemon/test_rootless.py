@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,21 @@ def test_a_kernel_without_user_namespaces_is_an_error_of_its_own(host: None) -> 
                 out, error = process.communicate("\n")
             assert (process.returncode, out, error.count("\n")) == (6, "", 1), error
             assert "max_user_namespaces" in error
+
+
+def test_a_folder_in_tmp_that_another_user_made_is_not_used() -> None:
+    """Its owner could put another daemon's socket there."""
+    uid = 61234
+    with user(uid, uid) as someone:
+        del someone.environment["XDG_RUNTIME_DIR"]
+        planted = Path(f"/tmp/atoll-{uid}")
+        planted.mkdir()
+        try:
+            planted.chmod(0o777)
+            for command in (["network", "ls"], ["run", "true"]):
+                done = someone(*command)
+                assert (done.returncode, done.stdout) == (5, ""), done
+                assert "belongs to another user; " in done.stderr
+            assert os.listdir(planted) == []
+        finally:
+            shutil.rmtree(planted)

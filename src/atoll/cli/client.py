@@ -87,7 +87,18 @@ def running() -> bool:
     return True
 
 
+def _check_folder() -> None:
+    """In /tmp anybody may have made the folder that is a user's without XDG_RUNTIME_DIR, and would choose who answers there."""
+    above = os.path.dirname(paths.run_folder())
+    if above != f"/tmp/atoll-{os.geteuid()}":  # noqa: S108 - that is what is looked at
+        return
+    with contextlib.suppress(FileNotFoundError):
+        if os.lstat(above).st_uid != os.geteuid():
+            raise Denied(f"{above} belongs to another user", "set XDG_RUNTIME_DIR or ATOLL_RUN to a folder of your own")
+
+
 def _open() -> socket.socket:
+    _check_folder()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(_PATIENCE)
