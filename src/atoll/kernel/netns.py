@@ -144,6 +144,7 @@ class Visitor:
     def close(self) -> None:
         if self._maker is None:
             self._work.put(None)
+            self._thread.join()
         os.close(self.home)
 
     def _visit(self, fd: int, function: Callable[[], T]) -> T:
