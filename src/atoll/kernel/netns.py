@@ -150,6 +150,7 @@ class Visitor:
             with self._one_at_a_time:
                 self._closed = True
                 self._work.put(None)
+            self._thread.join()
         os.close(self.home)
 
     def _visit(self, fd: int, function: Callable[[], T]) -> T:
