@@ -124,13 +124,14 @@ class _Run:
         for fd in [*heard, server.fileno()] if server else heard:
             poll.register(fd, select.POLLIN)
         poll.register(client.fileno(), select.POLLOUT if self.flow.protocol == socket.IPPROTO_TCP else select.POLLIN)
-        end, told = time.monotonic() + _PATIENCE, False
+        end, told, over = time.monotonic() + _PATIENCE, False, False
         while not self.answer and (rest := end - time.monotonic()) > 0:
             if (self.failure or self.drops) and not told:
                 told, end = True, min(end, time.monotonic() + _AFTERWARDS)
-                if self.failure:
-                    poll.unregister(client.fileno())
                 continue
+            if self.failure and not over:
+                over = True
+                poll.unregister(client.fileno())
             poll.poll(rest * 1000)
             if server is not None:
                 self._serve(server)
@@ -243,11 +244,15 @@ class _Run:
         answered = self.answer == "yes" or (self.answer == "refused" and not self.drops)
         journey = self.journey
         sent = f"{journey.protocol} from {journey.source.title} to {ends(journey.to, journey.port)}"
-        return Probe(sent, seen, answered, self.dropped_by, outcome, agrees, f"{what}: {facts}")
+        # A copy that a bridge sent everywhere may have been dropped elsewhere.
+        return Probe(sent, seen, answered, "" if arrives else self.dropped_by, outcome, agrees, f"{what}: {facts}")
 
     def _place(self, sighting: Sighting) -> Hop:
         link = sighting.link if sighting.stack.name else self.names.link(sighting.link)
-        return Hop(sighting.stack.title, f"{'out' if sighting.outgoing else 'in'} by {link}: {sighting.words()}", reply=sighting.reply)
+        way = "out by" if sighting.outgoing else "in by"
+        # On the host these are the ports of bridges, where that is as it should be.
+        stray = " (for another MAC address)" if sighting.stack.name and not sighting.outgoing and not sighting.here else ""
+        return Hop(sighting.stack.title, f"{way} {link}: {sighting.words()}{stray}", reply=sighting.reply)
 
     def _judged(self, seen: tuple[Hop, ...]) -> tuple[bool, str]:
         end, source = self.journey.end, self.journey.source
