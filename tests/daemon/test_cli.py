@@ -307,7 +307,6 @@ NOT_FOUND: Final = (
     ("network", "create", "a", "-d", "macvlan", "--subnet", "10.9.9.0/24", "-o", "parent=nope"),
     ("ns", "rm", "nope"),
     ("ns", "exec", "nope", "--", "true"),
-    ("ns", "exec", "r1", "--", "no-such-command"),
     ("ns", "adopt", "a", "--pid", "4194304"),
     ("ns", "adopt", "a", "--path", "/nope"),
     ("connect", "nope", "r1"),

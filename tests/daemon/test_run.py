@@ -423,3 +423,15 @@ def test_a_namespace_stays_while_a_program_runs_in_it(atoll: CommandLine) -> Non
         atoll.says("stop", "guest")
         atoll.says("ns", "rm", "shared")
         atoll.says("ps", "--prune")
+
+
+def test_what_dockers_users_type_is_understood_or_answered(atoll: CommandLine) -> None:
+    with leaves_nothing(atoll):
+        atoll.says("ns", "create", "neighbour")
+        assert atoll.says("ns", "exec", "-it", "neighbour", "--", "echo", "here") == "here\n"
+        assert "no command 'nosuch'" in atoll.fails(127, "ns", "exec", "neighbour", "--", "nosuch")
+        assert "can't be run" in atoll.fails(126, "ns", "exec", "neighbour", "--", "/etc")
+        assert "atoll ns exec" in atoll.fails(2, "exec", "neighbour", "ls")
+        assert "atoll up" in atoll.fails(2, "compose", "up")
+        assert "--network web is given twice" in atoll.fails(2, "run", "--network", "web", "--network", "web", "--", "true")
+        atoll.says("ns", "rm", "neighbour")

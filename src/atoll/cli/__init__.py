@@ -39,6 +39,19 @@ _COMMANDS: Final = {
     "completion": ("atoll.cli.system", "Print the completion script of a shell."),
 }
 
+#: What Docker's users look for here, and where it is.
+_ELSEWHERE: Final = {
+    "exec": "atoll ns exec",
+    "inspect": "atoll ns inspect, or atoll network inspect",
+    "ls": "atoll ns ls, or atoll network ls",
+    "rm": "atoll stop, atoll ns rm, or atoll network rm",
+    "kill": "atoll stop -t 0",
+    "compose": "atoll up, atoll down, atoll diff",
+    "port": "atoll ns ls",
+    "info": "atoll status",
+    "version": "atoll --version",
+}
+
 
 class _Lazy(click.Group):
     """A group whose commands are imported when they are looked up."""
@@ -47,6 +60,8 @@ class _Lazy(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in _ELSEWHERE:
+            ctx.fail(f"there is no command {name!r}: it is {_ELSEWHERE[name]}")
         if name not in _COMMANDS:
             return None
         command = getattr(importlib.import_module(_COMMANDS[name][0]), name)
@@ -70,6 +85,7 @@ def cli() -> None:
       atoll ns create r1                           a namespace
       atoll connect web r1 -p 8080:80              r1 on the network, its port 80 at the host's 8080
       atoll ns exec r1 -- python3 -m http.server 80
+      atoll run --network web -- bash              a shell on the network, for as long as it runs
 
     The daemon starts by itself when it is needed. As root it manages this machine; as an ordinary user, a private host of your own.
     Every listing takes --format json, and every change --dry-run, which prints the ip, nft and sysctl commands that it stands for.

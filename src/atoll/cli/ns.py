@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
 
 import click
 
-from atoll.cli import client, output
+from atoll.cli import client, output, program
 from atoll.cli.enter import enter
-from atoll.errors import Invalid, NotFound
 
 
 @click.group()
@@ -100,13 +98,16 @@ def adopt(name: str, dry_run: bool, dns: bool, labels: tuple[str, ...], **source
 @ns.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("name", shell_complete=output.complete_namespaces)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def execute(name: str, command: tuple[str, ...]) -> None:
+@click.option("-i", "--interactive", is_flag=True, hidden=True)
+@click.option("-t", "--tty", is_flag=True, hidden=True)
+def execute(name: str, command: tuple[str, ...], interactive: bool, tty: bool) -> None:
     """Run a command in a namespace. Its files in /etc/netns/NAME stand in for those in /etc, as with `ip netns exec`.
 
     \b
       atoll ns exec r1 -- ip address
       atoll ns exec r1 -- bash
     """
+    del interactive, tty  # a habit from Docker: the terminal is this one anyway
     if command[0] == "--":
         command = command[1:]
         if not command:
@@ -115,12 +116,4 @@ def execute(name: str, command: tuple[str, ...]) -> None:
     status = client.get("/v1/status")
     daemon_pid = status["pid"] if status["rootless"] and os.geteuid() != 0 else 0
     enter(found["path"], found["name"], daemon_pid, found.get("files", {}))
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        # Python ignores these, and what is ignored stays so in a program that is executed.
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        os.execvp(command[0], command)  # noqa: S606 - the user's own command, without a shell
-    except FileNotFoundError:
-        raise NotFound(f"no command {command[0][:80]!r}", "give its path, or install it") from None
-    except OSError as error:
-        raise Invalid(f"{command[0][:80]!r} can't be run: {error.strerror}") from None
+    program.execute(command, os.environ)

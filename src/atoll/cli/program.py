@@ -91,20 +91,25 @@ def become(program: Program, run: Mapping[str, Any]) -> NoReturn:
             raise NotExecutable(f"going to {program.directory[:200]}: {error.strerror}", "make the folder, or give another") from None
     if program.account is not None and not ordinary:
         _turn_into(program.account)
+    execute(program.command, program.environment)
+
+
+def execute(command: tuple[str, ...], environment: Mapping[str, str]) -> NoReturn:
+    """Turn into a program: found on PATH, run without a shell. Raises `NoCommand` or `NotExecutable`."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         # Python ignores these, and what is ignored stays so in a program that is executed.
         signal.signal(number, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # it was closed when we began
             stream.flush()
-    word = program.command[0]
+    word = command[0]
     try:
-        os.execvpe(word, program.command, program.environment)  # noqa: S606 - the user's own command, without a shell
+        os.execvpe(word, command, environment)  # noqa: S606 - the user's own command, without a shell
     except FileNotFoundError:
         raise NoCommand(f"no command {word[:80]!r}", "give its path, or install it") from None
     except (OSError, ValueError) as error:
         # A folder of PATH that one may not look into counts like a missing one, as it does for a shell.
-        if isinstance(error, PermissionError) and not _is_there(word, program.environment):
+        if isinstance(error, PermissionError) and not _is_there(word, environment):
             raise NoCommand(f"no command {word[:80]!r}", "give its path, or install it") from None
         raise NotExecutable(f"{word[:80]!r} can't be run: {getattr(error, 'strerror', error)}") from None
 

@@ -67,7 +67,7 @@ def _networks(item: dict[str, Any]) -> str:
 @click.command()
 @click.argument("name", shell_complete=output.complete_runs)
 @click.option("-f", "--follow", is_flag=True, help="Go on as it grows, until the program ends.")
-@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
+@click.option("-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
 def logs(name: str, follow: bool, tail: int | None) -> None:
     """Show what a detached program has written, to its output and its errors."""
     run = runs.find(name)

@@ -116,6 +116,9 @@ def _placement(
     if shared:
         return shared[0], []
     found = [_attachment(word) for word in words or ("default",)]
+    named = [attachment["network"] for attachment in found]
+    if twice := next((name for name in named if named.count(name) > 1), ""):
+        raise click.UsageError(f"--network {twice} is given twice")
     if any(attachment["network"] == "none" for attachment in found) and (len(found) > 1 or addresses or aliases or publish):
         raise click.UsageError("--network none goes with no other network, and with no address, alias or port")
     if addresses and len(found) > 1:

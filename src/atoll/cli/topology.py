@@ -103,13 +103,15 @@ def _program(change: StopProgram | StartProgram) -> None:
 @_project
 @_profile
 @click.option("--remove-orphans/--keep-orphans", "orphans", default=True, help="Whether what the file no longer has goes; it does.")
-def up(services: tuple[str, ...], file: str, project: str, profiles: tuple[str, ...], orphans: bool) -> None:
+@click.option("-d", "--detach", is_flag=True, hidden=True)
+def up(services: tuple[str, ...], file: str, project: str, profiles: tuple[str, ...], orphans: bool, detach: bool) -> None:
     """Make the host as a topology says: only what differs is changed. With SERVICEs, those and what they depend on.
 
     \b
       atoll up
       atoll up -f shop.yaml web
     """
+    del detach  # a habit from Compose: programs are always detached
     parsed = _load(file, project, profiles, services)
     host = DaemonHost()
     changes = topologies.difference(parsed.topology, host.current(), orphans=orphans and not services)
