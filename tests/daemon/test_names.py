@@ -239,7 +239,7 @@ def test_what_a_daemon_that_was_killed_left_goes_when_the_next_one_starts(atoll:
 
 def test_an_adopted_namespace_has_files_if_asked_for(atoll: CommandLine) -> None:
     make(atoll)
-    with subprocess.Popen(["unshare", "-n", "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(["unshare", "-n", "-m", "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         atoll.says("ns", "adopt", "p1", "--pid", str(process.pid), "--dns")

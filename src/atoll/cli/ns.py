@@ -74,7 +74,7 @@ def rm(names: tuple[str, ...], dry_run: bool) -> None:
 @click.option("--path", default="", metavar="PATH", help="A file such as /run/netns/NAME or /proc/PID/ns/net.")
 @click.option("--docker", default="", metavar="CONTAINER", help="The namespace of a Docker container.")
 @click.option("--podman", default="", metavar="CONTAINER", help="The namespace of a Podman container.")
-@click.option("--dns", is_flag=True, help="Names for what `atoll ns exec` and `ip netns exec` run in it.")
+@click.option("--dns", is_flag=True, help="Names, for the process and for what `atoll ns exec` runs in it.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label.")
 @output.dry_run_option
 def adopt(name: str, dry_run: bool, dns: bool, labels: tuple[str, ...], **source: Any) -> None:

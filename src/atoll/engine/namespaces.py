@@ -13,7 +13,7 @@ from msgspec import structs
 from atoll import faults
 from atoll.engine.base import Base
 from atoll.errors import AtollError, Conflict, Failed, Invalid, NotFound
-from atoll.kernel import netns
+from atoll.kernel import mounts, netns
 from atoll.model import Namespace, check_labels, check_name, check_servers
 from atoll.neighbours import containers
 from atoll.plan.execute import dismantle
@@ -169,6 +169,7 @@ class NamespaceVerbs(Base):
             with self.host.namespace(namespace.name) as fd:
                 found = netns.identity(fd)
             self.write_files(namespace)
+            self.cover_files(namespace)
         except AtollError:
             self._let_go(namespace)
             raise
@@ -189,6 +190,7 @@ class NamespaceVerbs(Base):
             self._check_adoptable(made, source)
             self._check_unnamed(made.name)
             namespace = structs.replace(made, pid=pid, start=process.start)
+            self._check_coverable(namespace)
             adopted = self._bring_up(namespace, Plan((NamespaceAttach(made.name, source),)))
             # Only now is it sure that the path did not lead to a later process with the same number.
             if netns.process(pid) != process:
@@ -235,12 +237,41 @@ class NamespaceVerbs(Base):
             os.close(holder)
         self.state.namespaces.pop(namespace.name, None)
         self.names.drop_namespace(namespace)
+        errors += self._uncover_files(namespace)
         if self.files is not None:
             self.files.remove(namespace.name)
         faults.step()
         with self.store.transaction():
             self.store.delete(namespace)
         return errors
+
+    def _check_coverable(self, namespace: Namespace) -> None:
+        for target in self._covered(namespace):
+            for other in self.state.namespaces.values():
+                if self._covered(other) and mounts.are_same(other.pid, namespace.pid):
+                    raise Conflict(f"pid {namespace.pid} has the mounts of {other.name}, and so its files", "adopt without --dns")
+            mounts.check(netns.Process(namespace.pid, namespace.start), target)
+
+    def cover_files(self, namespace: Namespace) -> None:
+        """Have the process that a namespace was adopted from see its files in /etc, if it is to have any."""
+        for target, source in self._covered(namespace).items():
+            mounts.cover(netns.Process(namespace.pid, namespace.start), target, source)
+            faults.step()
+
+    def _uncover_files(self, namespace: Namespace) -> list[AtollError]:
+        errors: list[AtollError] = []
+        for target, source in self._covered(namespace).items():
+            try:
+                mounts.uncover(netns.Process(namespace.pid, namespace.start), target, source)
+            except AtollError as error:
+                errors.append(error)
+            faults.step()
+        return errors
+
+    def _covered(self, namespace: Namespace) -> dict[str, str]:
+        """What a process is to see at other places than where it is."""
+        ours = self.files is not None and namespace.files and namespace.pid and namespace.boot == netns.boot_id()
+        return self.files.of(namespace.name) if ours and self.files is not None else {}
 
     def _is_there(self, namespace: Namespace) -> bool:
         """Whether it is still the namespace that we know, and its process still the one that was named."""

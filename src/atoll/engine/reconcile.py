@@ -64,6 +64,10 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
             self.files.keep_only(self.state.namespaces)
         for namespace in self.namespaces():
             self.write_files(namespace)
+            try:
+                self.cover_files(namespace)
+            except AtollError as error:
+                self.emit("files.fail", namespace=namespace.name, what=error.what)
 
     # --- comparing ---
 
