@@ -57,11 +57,12 @@ def make(atoll: CommandLine) -> None:
     atoll.says("connect", "web", "r1", "--ip", "10.9.2.11")
 
 
-def test_the_process_itself_has_names_until_it_is_let_go(atoll: CommandLine) -> None:
+@pytest.mark.parametrize("flags", [PRIVATE, (*PRIVATE, "--user", "--map-root-user")])
+def test_the_process_itself_has_names_until_it_is_let_go(atoll: CommandLine, flags: tuple[str, ...]) -> None:
     make(atoll)
     atoll.says("network", "create", "db", "--subnet", "10.9.3.0/24")
     host = [Path(f"/etc/{file}").read_text() for file in FILES]
-    with process(*PRIVATE) as pid:
+    with process(*flags) as pid:
         own, before = seen(pid), mounts(pid)
         adopt(atoll, pid)
         atoll.says("connect", "web", "p1")
