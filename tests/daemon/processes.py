@@ -397,6 +397,9 @@ class CommandLine:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.serving() and (left := self("ps", "-q").stdout.split()):
+            # What a test that failed has started: it outlives its daemon, as it should.
+            self("stop", "-t", "0", *left)
         self.daemon.__exit__()
         if pid := self.serving():
             with open_pidfd(pid) as pidfd:
