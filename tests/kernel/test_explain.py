@@ -13,27 +13,14 @@ from atoll.explain import Explanation, explain, parse
 from atoll.firewall.elements import endpoint_elements, statement
 from atoll.kernel import sysctl
 from tests.kernel.test_reachability import Cell, address, populate, port, sources, targets
-from tests.support import FACING, OUTSIDE, Inside, Probe, Traffic, cidr, ip, lenient, outside
+from tests.support import OUTSIDE, Inside, Probe, Traffic, ip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from atoll.lab.machine import Machine
 
 SERVED: Final = 80
-
-
-@pytest.fixture
-def world(engine: Engine) -> Iterator[Machine]:
-    lenient()
-    with outside("outside", "wan0", cidr(FACING), cidr(OUTSIDE)) as machine:
-        yield machine
-
-
-@pytest.fixture
-def traffic() -> Iterator[Traffic]:
-    with Traffic() as made:
-        yield made
 
 
 def ask(engine: Engine, source: str, target: str) -> Explanation:

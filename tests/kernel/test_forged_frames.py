@@ -39,20 +39,6 @@ Watch = Callable[..., socket.socket]
 
 
 @pytest.fixture
-def world(engine: Engine) -> Iterator[Machine]:
-    """A machine outside of the host."""
-    lenient()
-    with outside("outside", "wan0", cidr(FACING), cidr(OUTSIDE)) as machine:
-        yield machine
-
-
-@pytest.fixture
-def traffic() -> Iterator[Traffic]:
-    with Traffic() as made:
-        yield made
-
-
-@pytest.fixture
 def watch() -> Iterator[Watch]:
     """`watch(place)` is a place's `eth0`, on which all frames are seen and any can be sent; `watch(place, port=N, version=V)` is what
     reaches a UDP port of a place."""

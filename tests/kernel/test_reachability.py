@@ -28,20 +28,6 @@ SERVED: Final = 80
 LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
 
 
-@pytest.fixture
-def world(engine: Engine) -> Iterator[Machine]:
-    """A machine outside of the host, which sends everything by the host."""
-    lenient()
-    with outside("outside", "wan0", cidr(FACING), cidr(OUTSIDE)) as machine:
-        yield machine
-
-
-@pytest.fixture
-def traffic() -> Iterator[Traffic]:
-    with Traffic() as made:
-        yield made
-
-
 # --- the model -----------------------------------------------------------------------------------------------------------------------
 #
 # Four networks, one of each kind. On each a server, a client as it was connected, and a crafty one: root inside has given it a default
