@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _file = click.option("-f", "--file", "file", default="", metavar="FILE", help="Default: atoll.yaml, compose.yaml or docker-compose.yml.")
 _project = click.option("-p", "--project", default="", metavar="NAME", help="The project; the file's name:, or the folder's name.")
 _profile = click.option("--profile", "profiles", multiple=True, metavar="NAME", help="With the services of this profile.")
+_orphans = click.option(
+    "--remove-orphans/--keep-orphans", "orphans", default=True, help="Whether what the file no longer has goes; it does."
+)
 _services = click.argument("services", nargs=-1, metavar="[SERVICE]...")
 
 
@@ -102,7 +105,7 @@ def _program(change: StopProgram | StartProgram) -> None:
 @_file
 @_project
 @_profile
-@click.option("--remove-orphans/--keep-orphans", "orphans", default=True, help="Whether what the file no longer has goes; it does.")
+@_orphans
 @click.option("-d", "--detach", is_flag=True, hidden=True)
 def up(services: tuple[str, ...], file: str, project: str, profiles: tuple[str, ...], orphans: bool, detach: bool) -> None:
     """Make the host as a topology says: only what differs is changed. With SERVICEs, those and what they depend on.
@@ -113,11 +116,7 @@ def up(services: tuple[str, ...], file: str, project: str, profiles: tuple[str, 
     """
     del detach  # a habit from Compose: programs are always detached
     parsed = _load(file, project, profiles, services)
-    host = DaemonHost()
-    changes = topologies.difference(parsed.topology, host.current(), orphans=orphans and not services)
-    topologies.carry_out(changes, host, _told)
-    if not changes:
-        click.echo(f"{parsed.topology.project} is as the file says")
+    _make(parsed.topology, orphans=orphans and not services, nothing=f"{parsed.topology.project} is as the file says")
 
 
 @click.command()
@@ -128,11 +127,7 @@ def down(file: str, project: str) -> None:
     if not project:
         path = file or topologies.find()
         project = topologies.load(path, variables=os.environ).topology.project
-    host = DaemonHost()
-    changes = topologies.difference(topologies.Topology(project), host.current())
-    topologies.carry_out(changes, host, _told)
-    if not changes:
-        click.echo(f"nothing of {project} is there")
+    _make(topologies.Topology(project), orphans=True, nothing=f"nothing of {project} is there")
 
 
 @click.command()
@@ -140,7 +135,7 @@ def down(file: str, project: str) -> None:
 @_file
 @_project
 @_profile
-@click.option("--remove-orphans/--keep-orphans", "orphans", default=True, help="Whether what the file no longer has goes; it does.")
+@_orphans
 @click.option("--commands", is_flag=True, help="As the ip, nft and sysctl commands that it stands for.")
 @click.option("--exit-code", is_flag=True, help="End with 1 when something differs.")
 @output.format_option
@@ -177,6 +172,15 @@ def diff(
 def schema() -> None:
     """Print the JSON schema of a topology, for editors."""
     output.show_json(topologies.schema())
+
+
+def _make(topology: topologies.Topology, *, orphans: bool, nothing: str) -> None:
+    """Carry the difference out, telling of each change; `nothing` is said where there is none."""
+    host = DaemonHost()
+    changes = topologies.difference(topology, host.current(), orphans=orphans)
+    topologies.carry_out(changes, host, _told)
+    if not changes:
+        click.echo(nothing)
 
 
 def _load(file: str, project: str, profiles: Sequence[str], services: Sequence[str]) -> Parsed:
