@@ -1,1 +1,1 @@
-"""The front doors: each speaks its client's words and leaves every decision to the engine."""
+"""The front doors: what Docker, Podman and CNI runtimes ask, in Atoll's words. They translate; the engine does the work."""
