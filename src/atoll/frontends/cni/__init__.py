@@ -73,9 +73,9 @@ def _serve(engine: Engine, request: Request) -> bytes:
 
 def _left_to_others(call: Call, version: str, refused: Refusal) -> Answer:
     """What stood here before us does what we don't and knows what we don't. Where it is gone, deleting what isn't there is success."""
-    folder, _, name = call.program.rpartition("/")
+    folder, name = os.path.split(os.path.join(call.folder, call.program))
     replaced = os.path.join(folder, REPLACED, name)
-    if folder and os.access(replaced, os.X_OK):
+    if os.path.isabs(replaced) and os.access(replaced, os.X_OK):
         return Answer(run=replaced)
     if isinstance(refused, Unknown) and call.environment.get("CNI_COMMAND") == "DEL":
         return Answer()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, field
 
-from atoll.errors import AtollError, Conflict
+from atoll.errors import AtollError, Conflict, NotFound
 from atoll.frontends.cni.refusal import BAD_ENVIRONMENT, IO_FAILURE, Refusal, Unknown, convert
 from atoll.frontends.cni.words import attachment_of
 from atoll.kernel import netns
@@ -53,8 +53,6 @@ class _Labelled(Struct, frozen=True):
 
 def network_named(engine: Engine, name: str) -> Network | None:
     """The network of exactly that name. An id's beginning, which serves people, must not make a stranger's network ours."""
-    from atoll.errors import NotFound
-
     try:
         found = engine.state.network(name)
     except (NotFound, Conflict):

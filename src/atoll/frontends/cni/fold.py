@@ -6,10 +6,13 @@ keys win, and reads null as nothing said. Configurations rely on it, so ours are
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from msgspec import inspect
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
 
 
 def fold(kind: type[Any], value: Any) -> Any:
@@ -18,13 +21,13 @@ def fold(kind: type[Any], value: Any) -> Any:
     return _fold(_shape(kind), value)
 
 
-@lru_cache(maxsize=256)
-def _shape(kind: type[Any]) -> inspect.Type:
+@cache
+def _shape(kind: Hashable) -> inspect.Type:
     return inspect.type_info(kind)
 
 
-@lru_cache(maxsize=256)
-def _fields(struct: type[Any]) -> dict[str, inspect.Field]:
+@cache
+def _fields(struct: Hashable) -> dict[str, inspect.Field]:
     shape = _shape(struct)
     assert isinstance(shape, inspect.StructType)  # noqa: S101
     return {field.encode_name.lower(): field for field in shape.fields}

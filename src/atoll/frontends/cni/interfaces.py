@@ -55,7 +55,7 @@ def attach(engine: Engine, request: Request, network: Network, scheme: Scheme, *
     chosen = choose(engine, network, scheme)
     default, routes = _ways(network, scheme, chosen)
     # What the caller says of default routes goes before what the scheme says.
-    options = {"default_route": default, "routes": routes} | options
+    options = dict[str, Any](default_route=default, routes=routes) | options
     return attachments.attach(engine, request, network, addresses=[str(value) for value in chosen], **options)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from atoll.errors import one_line
 from atoll.frontends.cni.fold import fold
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ def convert(kind: type[T], value: Any) -> T:
 
 def error_object(version: str, code: int, message: str, details: str = "") -> bytes:
     """The error object, for standard output."""
-    said: dict[str, Any] = {"cniVersion": version, "code": code, "msg": message}
+    said: dict[str, Any] = {"cniVersion": version, "code": code, "msg": one_line(message)}
     if details:
-        said["details"] = details
+        said["details"] = one_line(details)
     return msgspec.json.format(msgspec.json.encode(said), indent=4) + b"\n"

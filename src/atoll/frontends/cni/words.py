@@ -5,6 +5,7 @@ Results are in `results.py`, and what is answered instead of one in `refusal.py`
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -117,7 +118,7 @@ def version_said(stdin: bytes) -> str:
 
 def read_request(call: Call) -> Request:
     """Everything that is checked for all plugins alike. Raises `Refusal`."""
-    environment = _environment(call.environment)
+    environment = _environment(call.environment, call.folder)
     raw = _decode(call.stdin)
     frame = convert(_Frame, raw)
     version = frame.cni_version or VERSIONS[0]
@@ -174,7 +175,7 @@ def _value(raw: dict[str, Any], name: str) -> Any:
     return found
 
 
-def _environment(words: dict[str, str]) -> Environment:
+def _environment(words: dict[str, str], folder: str) -> Environment:
     command = words.get("CNI_COMMAND", "")
     if command not in _NEEDS:
         what = f"CNI_COMMAND {command[:40]!r} is unknown" if command else "required env variables [CNI_COMMAND] missing"
@@ -193,7 +194,8 @@ def _environment(words: dict[str, str]) -> Environment:
         )
     if made.netns and (len(made.netns) > 4000 or not made.netns.isprintable()):
         raise Refusal(BAD_ENVIRONMENT, f"CNI_NETNS {made.netns[:80]!r} is not a path")
-    return msgspec.structs.replace(made, arguments=_arguments(words.get("CNI_ARGS", "")))
+    path = os.path.join(folder, made.netns) if made.netns else ""
+    return msgspec.structs.replace(made, netns=path, arguments=_arguments(words.get("CNI_ARGS", "")))
 
 
 def is_interface(name: str) -> bool:
