@@ -125,13 +125,16 @@ def network_down(network: Network) -> list[Operation]:
 
 
 def endpoint_up(network: Network, endpoint: Endpoint, namespace: Namespace) -> list[Operation]:
-    near, far, inside = endpoint.host_interface, endpoint.interface, namespace.name
+    near, external = endpoint.host_interface, namespace.is_external
+    far, inside = (endpoint.spare, HOST) if external else (endpoint.interface, namespace.name)
+    mark = f"atoll:{endpoint.id}"
     operations: list[Operation] = [
-        VethAdd(near, far, inside, endpoint.mac, endpoint.mtu or network.mtu, network.shard(endpoint.shard), f"atoll:{endpoint.id}")
+        VethAdd(near, far, inside, endpoint.mac, endpoint.mtu or network.mtu, network.shard(endpoint.shard), mark, spare=external)
     ]
     if not network.icc:
         operations.append(LinkSet(HOST, near, isolated=True))
-    return [*operations, *rates_up(endpoint), *inside_up(endpoint, namespace)]
+    operations += rates_up(endpoint)
+    return operations if external else operations + inside_up(endpoint, namespace)
 
 
 def rates_up(endpoint: Endpoint) -> list[Operation]:

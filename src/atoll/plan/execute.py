@@ -215,6 +215,8 @@ def _send(host: Host, sock: Socket, batch: Sequence[op.Operation], *, one_by_one
                     made.add(operation.name)
                     if isinstance(operation, op.VethAdd) and not operation.peer_namespace:
                         made.add(operation.peer)
+                case op.ChildAdd() if not operation.namespace:
+                    made.add(operation.name)
         flush()
 
 
@@ -234,6 +236,8 @@ def _encode(operation: op.Operation, index: Callable[[str], int], target: Callab
                 up=True,
             )
             yield rtnl.set_alias(operation.name, operation.alias)
+            if operation.spare:
+                yield rtnl.set_alias(operation.peer, operation.alias)
         case op.ChildAdd():
             parent = interface_index(host.rtnl, operation.parent)
             if operation.kind == "macvlan":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from atoll.model import Endpoint, Namespace, Network
 
 
-class TuningVerbs(EndpointVerbs):
+class ChangingVerbs(EndpointVerbs):
     def set_rates(self, network: str, namespace: str, *, ingress_rate: str = "", egress_rate: str = "", interface: str = "") -> Endpoint:
         """What an endpoint may receive and send from now on; an empty rate is the network's own, as with `connect`.
 
@@ -58,17 +58,17 @@ class TuningVerbs(EndpointVerbs):
         """Recorded first: what a crash leaves undone is then a difference that recovery puts right."""
         if before == after:
             return before
-        self._put(after)
+        self._record_change(after)
         try:
             self.do(plan)
         except BaseException:
-            self._put(before)
+            self._record_change(before)
             dismantle(self.host, back)
             raise
         self.emit("endpoint.change", network=where.name, namespace=after.namespace, id=after.id)
         return after
 
-    def _put(self, endpoint: Endpoint) -> None:
+    def _record_change(self, endpoint: Endpoint) -> None:
         with self.store.transaction():
             self.store.put(endpoint)
         self.state.put_endpoint(endpoint)
