@@ -83,6 +83,8 @@ CHANGES = {
         call("remove_namespace", "box"),
         [*BOX, call("reveal_namespace", "box", "{path}")],
     ),
+    "external that ends": Change([WEB, *BOX], call("remove_namespace", "box", ending=True), BOX),
+    "last endpoint of one that ends": Change([WEB, *BOX], call("disconnect", "web", "box", ending=True), [BOX[1]]),
     "revealing": Change([WEB, *BOX], call("reveal_namespace", "box", "{path}"), [call("remove_namespace", "box"), *BOX]),
     "following": Change(
         [WEB], call("adopt_namespace", "pod", path="{path}", follow=True, source="cni:1"), [call("remove_namespace", "pod")]
