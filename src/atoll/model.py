@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -22,8 +22,10 @@ Driver = Literal["bridge", "macvlan", "ipvlan", "host", "none"]
 Nat = Literal["masquerade", "routed", "snat"]
 Protocol = Literal["tcp", "udp", "sctp"]
 State = Literal["pending", "ready", "removing"]
-NamespaceKind = Literal["created", "adopted"]
+NamespaceKind = Literal["created", "adopted", "external"]
 RunState = Literal["pending", "running", "ended"]
+RouteKind = Literal["unicast", "blackhole", "unreachable", "prohibit"]
+Isolation = Literal["strict", "isolated", "open"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -31,13 +33,18 @@ Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DRIVERS: Final[tuple[Driver, ...]] = ("bridge", "macvlan", "ipvlan", "host", "none")
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("tcp", "udp", "sctp")
+ROUTE_KINDS: Final[tuple[RouteKind, ...]] = ("unicast", "blackhole", "unreachable", "prohibit")
+ISOLATIONS: Final[tuple[Isolation, ...]] = ("strict", "isolated", "open")
 #: These always exist and can't be removed, as in Docker.
 PREDEFINED: Final = {"host": "host", "none": "none"}
+#: What runs containers on the same host: the beginnings of `Namespace.source` and `Endpoint.owner`, before a colon.
+CLIENTS: Final = ("docker", "podman", "cni")
 #: Interface names that Atoll gives out start so; the firewall drops what comes from such an interface and isn't known.
 BRIDGE_PREFIX: Final = "atb"
 VETH_PREFIX: Final = "atv"
 TRUNK_PREFIX: Final = "att"
 SHAPER_PREFIX: Final = "ati"
+SPARE_PREFIX: Final = "atc"
 #: A kernel bridge takes 1,023 ports, but one broadcast to more than about 900 overruns the backlog of a CPU (net.core.netdev_max_backlog
 #: 1000), also when it goes on to the next bridge of the chain; so a network grows by bridges of this many ports.
 SHARD_PORTS: Final = 480
@@ -56,6 +63,24 @@ _PUBLISH: Final = re.compile(
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
+class Route(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A further route in a namespace, by an endpoint's interface: to the prefix `destination`, through `gateway` or on the link. One of
+    another kind than unicast is a way that ends there (ip-route(8))."""
+
+    destination: str
+    gateway: str = ""
+    metric: int = 0
+    kind: RouteKind = "unicast"
+
+    def __str__(self) -> str:
+        kind = "" if self.kind == "unicast" else f"{self.kind} "
+        return f"{kind}{self.destination}{f' via {self.gateway}' if self.gateway else ''}{f' metric {self.metric}' if self.metric else ''}"
+
+    @property
+    def version(self) -> int:
+        return 6 if ":" in self.destination else 4
+
+
 class Subnet(Struct, frozen=True, omit_defaults=True):
     """One address range of a network. `ranges` limits where addresses are taken from; `reserved` are names of addresses never taken."""
 
@@ -72,7 +97,9 @@ class Subnet(Struct, frozen=True, omit_defaults=True):
 class Network(Struct, frozen=True, omit_defaults=True):
     """A network. `bridge` is its first kernel bridge and the one with the gateway addresses; `made_bridge` is false when it was there
     before us and stays. `parent` and `mode` belong to macvlan and ipvlan. `snat` holds the source addresses for `nat="snat"`. With `dns`
-    the gateway of a bridge network answers for names, and asks `servers` (none: the host's) about those of the world outside."""
+    the gateway of a bridge network answers for names, and asks `servers` (none: the host's) about those of the world outside.
+    `isolation`: networks that are `open` reach each other and `isolated` ones; `isolated` ones don't reach each other; a `strict` one
+    reaches no other. `routes`, `default_route` and `metric` are those of its endpoints that say nothing else."""
 
     id: str
     name: str
@@ -84,6 +111,7 @@ class Network(Struct, frozen=True, omit_defaults=True):
     made_bridge: bool = True
     kept_addresses: tuple[str, ...] = ()
     internal: bool = False
+    isolation: Isolation = "strict"
     icc: bool = True
     guard: bool = True
     nat: Nat = "masquerade"
@@ -93,6 +121,9 @@ class Network(Struct, frozen=True, omit_defaults=True):
     flag: str = ""
     ingress_rate: int = 0
     egress_rate: int = 0
+    routes: tuple[Route, ...] = ()
+    default_route: bool = True
+    metric: int = 0
     dns: bool = True
     servers: tuple[str, ...] = ()
     options: dict[str, str] = {}
@@ -127,7 +158,11 @@ class Network(Struct, frozen=True, omit_defaults=True):
 class Namespace(Struct, frozen=True, omit_defaults=True):
     """A network namespace under our care. `device` and `inode` tell it from any other as long as it lives; an adopted one also knows
     where it came from and, if that was a process, which (`pid`, `start` in ticks since boot `boot`). `servers` are asked about names of the
-    world outside instead of its network's; `files`: an adopted one has a resolv.conf and hosts of ours, as each created one has."""
+    world outside instead of its network's; `files`: an adopted one has a resolv.conf and hosts of ours, as each created one has.
+
+    `path` is the file that leads to one which others made and end: when it leads nowhere or to another namespace, ours has ended. The
+    inside of an `external` one is set up by somebody else (Docker): we make the host's side, and the other end of each link lies on the
+    host (`Endpoint.spare`) until they take it. At first nothing leads to it, so it has no inode. `former` is the name that it is losing."""
 
     name: str
     kind: NamespaceKind = "created"
@@ -138,6 +173,8 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     start: int = 0
     boot: str = ""
     named: bool = True
+    path: str = ""
+    former: str = ""
     servers: tuple[str, ...] = ()
     files: bool = False
     labels: dict[str, str] = {}
@@ -147,6 +184,15 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     @property
     def has_files(self) -> bool:
         return self.files or self.kind == "created"
+
+    @property
+    def is_external(self) -> bool:
+        return self.kind == "external"
+
+    @property
+    def can_be_entered(self) -> bool:
+        """Whether something leads to it yet."""
+        return self.named or not self.is_external
 
 
 class Run(Struct, frozen=True, omit_defaults=True):
@@ -208,9 +254,35 @@ class PublishedPort(Struct, frozen=True, omit_defaults=True):
         return self.host_ip in ("", "0.0.0.0", "::")
 
 
+class AddressPool(Struct, frozen=True, omit_defaults=True):
+    """Addresses that are leased without a network: a subnet, the parts of it that leases come from (none: all of it) as prefixes or
+    FIRST-LAST, and addresses that are never leased. With `until_reboot` leases end when the machine does; `boot` is when they began."""
+
+    name: str
+    subnet: str
+    ranges: tuple[str, ...] = ()
+    reserved: tuple[str, ...] = ()
+    until_reboot: bool = False
+    boot: str = ""
+
+
+class PortChoice(PublishedPort, frozen=True, omit_defaults=True):
+    """A port to be published on the first of `among` host ports from `host_port` on that is free, or on any that is if that is 0. What is
+    recorded is the one that was chosen, as a `PublishedPort`."""
+
+    among: int = 0
+
+    def __str__(self) -> str:
+        outer = f"{self.host_port}-{self.host_port + self.among - 1}" if self.among else "0"
+        host = f"[{self.host_ip}]:" if ":" in self.host_ip else f"{self.host_ip}:" if self.host_ip else ""
+        return f"{host}{outer}:{self.port}/{self.protocol}"
+
+
 class Endpoint(Struct, frozen=True, omit_defaults=True):
     """One namespace's attachment to one network. `addresses` carry the prefix length; `number` is the n-th interface of the namespace;
-    `shard` the kernel bridge of the network that it is a port of."""
+    `shard` the kernel bridge of the network that it is a port of. `mtu` is 0 where it is the network's. Without `default_route` the
+    namespace's default route never leads by it; `metric` is that of the one that does. `owner` is who asked for it, such as
+    `docker:ENDPOINT`, and empty for Atoll's own. In an external namespace `interface` is the spare end's name until we know a better."""
 
     id: str
     network: str
@@ -222,6 +294,11 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     shard: int = 0
     aliases: tuple[str, ...] = ()
     gateway_priority: int = 0
+    mtu: int = 0
+    routes: tuple[Route, ...] = ()
+    default_route: bool = True
+    metric: int = 0
+    owner: str = ""
     ports: tuple[PublishedPort, ...] = ()
     ingress_rate: int = 0
     egress_rate: int = 0
@@ -231,6 +308,11 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     @property
     def host_interface(self) -> str:
         return VETH_PREFIX + self.id
+
+    @property
+    def spare(self) -> str:
+        """What an external namespace's own end is called until somebody takes it."""
+        return SPARE_PREFIX + self.id
 
     @property
     def shaper(self) -> str:
@@ -252,10 +334,22 @@ def address(text: str) -> Address:
     return ipaddress.ip_address(text)
 
 
+def smallest_mtu(*, ipv6: bool) -> int:
+    """In bytes (RFC 791, RFC 8200)."""
+    return 1280 if ipv6 else 68
+
+
 def check_name(text: str, what: str) -> str:
     """A network's, namespace's or endpoint's name: 1 to 63 letters, digits, `_ . -`, the first a letter or digit."""
     if not _NAME.match(text):
         raise Invalid(f"{text[:80]!r} is not a {what} name", "1 to 63 letters, digits, '_', '.' or '-', beginning with a letter or digit")
+    return text
+
+
+def check_key(text: str, what: str) -> str:
+    """What a front door calls something by: 1 to 255 printable characters."""
+    if not text or len(text) > 255 or not text.isprintable():
+        raise Invalid(f"{text[:80]!r} is not usable as {what}", "1 to 255 printable characters")
     return text
 
 
@@ -273,6 +367,34 @@ def check_mac(text: str) -> str:
     if int(lowered[:2], 16) & 1 or lowered == "00:00:00:00:00:00":
         raise Invalid(f"{lowered} is a group or zero MAC address", "the first byte must be even, such as 02")
     return lowered
+
+
+def check_metric(metric: int) -> int:
+    """A route's metric; 0 is the kernel's own choice."""
+    if not 0 <= metric < 2**32:
+        raise Invalid(f"metric {metric} is out of range", "expected 0 to 4294967295")
+    return metric
+
+
+def check_route(route: Route) -> Route:
+    """A route with its addresses in their canonical form."""
+    try:
+        destination = ipaddress.ip_network(route.destination)
+    except ValueError:
+        raise Invalid(f"{route.destination[:80]!r} is not where a route leads to", "expected a prefix such as 10.9.0.0/16") from None
+    gateway = ""
+    if route.kind != "unicast":
+        if route.gateway:
+            raise Invalid(f"a route of kind {route.kind} has no gateway", "leave out one of them")
+    elif route.gateway:
+        try:
+            value = ipaddress.ip_address(route.gateway)
+        except ValueError:
+            raise Invalid(f"gateway {route.gateway[:80]!r} of the route to {destination} is no IP address", "such as 10.0.0.1") from None
+        if value.version != destination.version or value.is_unspecified or value.is_multicast or "%" in route.gateway:
+            raise Invalid(f"{value} is no gateway to {destination}", f"expected an IPv{destination.version} address")
+        gateway = str(value)
+    return Route(destination=str(destination), gateway=gateway, metric=check_metric(route.metric), kind=route.kind)
 
 
 def check_servers(texts: Iterable[str]) -> tuple[str, ...]:
@@ -299,6 +421,11 @@ def check_labels(labels: dict[str, str], what: str) -> dict[str, str]:
     return labels
 
 
+def as_tuples(options: dict[str, Any]) -> dict[str, Any]:
+    """Options from a caller who gives lists where a value has tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
 def parse_rate(text: str, what: str) -> int:
     """`10mbit` in bits a second, with tc's units (bit, kbit, mbit, gbit; none means bit)."""
     match = _RATE.match(text.strip().lower())
@@ -319,7 +446,10 @@ def _parse_range(text: str, spec: str) -> tuple[int, int]:
 
 
 def parse_publish(spec: str) -> PublishedPort:
-    """`[HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]`, Docker's form; an IPv6 host address in brackets."""
+    """`[HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]`, Docker's form; an IPv6 host address in brackets.
+
+    A range of the host onto one port is a `PortChoice`, and so is port 0 of the host.
+    """
     match = _PUBLISH.match(spec) if len(spec) <= 100 else None
     if match is None:
         raise Invalid(f"{spec[:100]!r} is not a port to publish", "expected [HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]")
@@ -332,8 +462,12 @@ def parse_publish(spec: str) -> PublishedPort:
             host_ip = str(ipaddress.ip_address(match["host"].strip("[]")))
         except ValueError:
             raise Invalid(f"host address {match['host']!r} in {spec!r} is not an IP address", "IPv6 goes in brackets") from None
-    host_port, count = _parse_range(match["outer"], spec)
     port, inner_count = _parse_range(match["inner"], spec)
+    if match["outer"].strip("0") == "" and inner_count == 1:
+        return PortChoice(host_port=0, port=port, protocol=protocol, host_ip=host_ip)
+    host_port, count = _parse_range(match["outer"], spec)
+    if count > 1 and inner_count == 1:
+        return PortChoice(host_port=host_port, port=port, protocol=protocol, host_ip=host_ip, among=count)
     if count != inner_count:
         raise Invalid(f"{spec!r} maps {count} host ports onto {inner_count}", "both ranges must be of the same length")
     return PublishedPort(host_port=host_port, port=port, count=count, protocol=protocol, host_ip=host_ip)

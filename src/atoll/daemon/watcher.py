@@ -19,7 +19,7 @@ from atoll.engine import host_side
 from atoll.errors import AtollError
 from atoll.firewall.skeleton import TABLE
 from atoll.kernel import netlink, nft, rtnl, sysctl
-from atoll.model import TRUNK_PREFIX, VETH_PREFIX
+from atoll.model import SPARE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
 from atoll.plan.operations import HOST, SysctlSet
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Watcher:
         self.rules = engine.host.run(lambda: nft.open_socket((nft.GROUP_NFTABLES,)))
         self._own_pid = self._find_own_pid()
         self._namespace_ids: dict[int, str] = {}
-        #: The endpoints that there were when these ids were asked for.
+        #: The endpoints and the namespaces to be found that there were when these ids were asked for.
         self._connected: frozenset[str] = frozenset()
 
     def close(self) -> None:
@@ -93,6 +93,7 @@ class Watcher:
         firewall = self._rules_touched(rule_events)
         if links or namespaces:
             engine.release_vanished()
+            engine.learn_interfaces(namespaces)
         if links or namespaces or firewall:
             engine.repair(namespaces=namespaces & set(engine.state.namespaces), firewall=firewall, links=links)
         return any(_FILTER_BYTES in event.body[:32] for event in rule_events)
@@ -151,34 +152,38 @@ class Watcher:
         host = host or any(self._must_be_isolated(rtnl.parse_link(event.body), known) for event in ports.values())
         return host, {name for name in map(self._name_of, ids) if name}
 
-    def _known_links(self) -> tuple[dict[str, Network], set[tuple[str, str, int]]]:
-        """The links that must be there, and up: the host's, with their networks, and the MAC, name and MTU of those in namespaces."""
-        found: dict[str, Network] = {}
+    def _known_links(self) -> tuple[dict[str, tuple[Network, int]], set[tuple[str, str, int]]]:
+        """The links that must be there, and up: the host's, with their networks and MTU, and the MAC, name and MTU of those in
+        namespaces."""
+        found: dict[str, tuple[Network, int]] = {}
         inside: set[tuple[str, str, int]] = set()
         for network in self._engine.state.networks.values():
             for bridge in network.bridges():
-                found[bridge] = network
+                found[bridge] = network, network.mtu
             for endpoint in self._engine.state.endpoints_on(network):
                 if endpoint.state == "ready":
-                    inside.add((endpoint.mac, endpoint.interface, network.mtu))
+                    mtu = endpoint.mtu or network.mtu
+                    inside.add((endpoint.mac, endpoint.interface, mtu))
                     if network.driver == "bridge":
-                        found[endpoint.host_interface] = network
+                        found[endpoint.host_interface] = network, mtu
         return found, inside
 
-    def _must_be_isolated(self, port: rtnl.Link, known: dict[str, Network]) -> bool:
+    def _must_be_isolated(self, port: rtnl.Link, known: dict[str, tuple[Network, int]]) -> bool:
         """Whether it is the port of an endpoint that is to be kept apart from others and isn't (or a trunk's, which may have to be)."""
-        network = known.get(port.name)
-        return not port.isolated and (port.name.startswith(TRUNK_PREFIX) or (network is not None and not network.icc))
+        apart = port.name in known and not known[port.name][0].icc
+        return not port.isolated and (port.name.startswith(TRUNK_PREFIX) or apart)
 
-    def _contradicts(self, event: Message, link: rtnl.Link, known: dict[str, Network]) -> bool:
+    def _contradicts(self, event: Message, link: rtnl.Link, known: dict[str, tuple[Network, int]]) -> bool:
         if link.name not in known:
+            if link.name.startswith(SPARE_PREFIX):
+                return False
             # A trunk, a shaper, or one of ours under another name; a foreign link is nobody's business.
             owner = link.alias.removeprefix("atoll:")
             return link.alias != owner and (owner in self._engine.state.endpoints or owner in self._engine.state.networks)
         if event.type == rtnl.RTM_DELLINK:
             return True
         enslaved = link.master != 0 or not link.name.startswith(VETH_PREFIX)
-        return not (link.up and link.mtu == known[link.name].mtu and enslaved)
+        return not (link.up and link.mtu == known[link.name][1] and enslaved)
 
     def _loss_on_host(self, event: Message) -> bool:
         """Whether a lost address, route, rule or queue of the host may be one of ours: the model is asked only then."""
@@ -196,7 +201,7 @@ class Watcher:
 
         To learn an id is to ask for each namespace's; that an id is nobody's is remembered for as long as nothing is connected.
         """
-        connected = frozenset(self._engine.state.endpoints)
+        connected = frozenset(self._engine.state.endpoints) | {name for name, one in self._engine.state.namespaces.items() if one.inode}
         name = self._namespace_ids.get(namespace_id)
         if name is None or (self._id_of(name) != namespace_id if name else connected != self._connected):
             self._namespace_ids = {self._id_of(other): other for other in self._engine.state.namespaces}

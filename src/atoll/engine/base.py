@@ -24,7 +24,7 @@ from atoll.kernel import netns, rtnl, sysctl
 from atoll.kernel.host import Host
 from atoll.model import Namespace
 from atoll.plan.execute import dismantle, execute
-from atoll.plan.operations import ConntrackDelete, Operation, Plan, RuleDelete
+from atoll.plan.operations import ConntrackDelete, Operation, Plan
 from atoll.store.sqlite import Store
 
 if TYPE_CHECKING:
@@ -178,9 +178,9 @@ class Base:
     def foreign(self, namespace: Namespace) -> tuple[set[str], set[int]]:
         """Interface names that an adopted namespace has, and the families in which it has a default route of its own.
 
-        Those that we made have neither, so nothing is asked about them.
+        Those that we made have neither, so nothing is asked about them; the inside of external ones is none of ours.
         """
-        if namespace.kind == "created":
+        if namespace.kind != "adopted":
             return set(), set()
         with self.host.socket_in(namespace.name) as sock:
             names = {link.name for link in rtnl.links(sock)}
@@ -192,6 +192,8 @@ class Base:
         return names, families
 
     def wanted_routes(self, namespace: Namespace, attached: list[tuple[Network, Endpoint]]) -> list[Operation]:
+        if namespace.is_external:
+            return []
         families = self.foreign(namespace)[1] if attached else set()
         return routing.routes(attached, foreign_default=families)
 
@@ -228,6 +230,7 @@ class Base:
         others = self.state.attached(namespace.name)
         before = self.wanted_routes(namespace, others) if others else []
         after = self.wanted_routes(namespace, [*others, (network, endpoint)])
+        routing.check_apart(after)
         gone, added = routing.changes(before, after)
         rules = change("add", endpoint_elements(network, endpoint))
         # A client that spoke to the port before it led here would go on with nobody. TCP clients start anew by themselves.
@@ -256,7 +259,7 @@ class Base:
         before = self.wanted_routes(namespace, [*others, (network, endpoint)])
         gone, added = routing.changes(before, self.wanted_routes(namespace, others))
         if not others:
-            gone = [operation for operation in gone if isinstance(operation, RuleDelete)]  # routes go with their link, rules don't
+            gone = list(routing.without_links(gone))
         return Plan.of(gone, of(network).endpoint_down(network, endpoint, namespace), added)
 
     def forget_connections(self, endpoint: Endpoint) -> set[ConntrackDelete]:
@@ -339,9 +342,14 @@ class Base:
 
     def ready(self, endpoint: Endpoint) -> Endpoint:
         made = structs.replace(endpoint, state="ready")
+        held = [text.partition("/")[0] for text in made.addresses] if self.state.holds else []
         with self.store.transaction():
             self.store.put(made)
+            for text in held:
+                self.store.delete_hold(made.network, text)
         self.state.put_endpoint(made)
+        for text in held:
+            self.state.drop_hold(made.network, text)
         return made
 
 

@@ -6,12 +6,13 @@ ready. Whatever fails after the first record is undone from that record, by this
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, structs
 
 from atoll import faults, ipam
-from atoll.drivers import bridge
+from atoll.drivers import bridge, routing
 from atoll.engine.publishing import PortVerbs, parse_specs
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid
 from atoll.firewall.elements import Element, change, network_elements
@@ -22,9 +23,15 @@ from atoll.model import (
     Endpoint,
     Namespace,
     Network,
+    Route,
+    as_tuples,
     check_interface,
+    check_key,
     check_mac,
+    check_metric,
     check_name,
+    check_route,
+    interface,
     parse_rate,
 )
 from atoll.plan.execute import dismantle
@@ -45,28 +52,25 @@ class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     publish: tuple[str, ...] = ()
     ingress_rate: str = ""
     egress_rate: str = ""
+    routes: tuple[Route, ...] = ()
+    default_route: bool = True
+    metric: int = 0
+    #: Who asks (`Endpoint.owner`), and by which name some of the addresses are kept for this (`hold_address`).
+    owner: str = ""
+    holder: str = ""
 
 
 class EndpointVerbs(PortVerbs):
-    def connect(
-        self,
-        network: str,
-        namespace: str,
-        *,
-        addresses: Sequence[str] = (),
-        mac: str = "",
-        interface: str = "",
-        aliases: Sequence[str] = (),
-        gateway_priority: int = 0,
-        publish: Sequence[str] = (),
-        ingress_rate: str = "",
-        egress_rate: str = "",
-    ) -> Endpoint:
-        """Attach a namespace to a network. Returns when packets flow; leaves nothing behind when it fails."""
+    def connect(self, network: str, namespace: str, **options: Any) -> Endpoint:
+        """Attach a namespace to a network; `options` are the fields of `EndpointOptions`.
+
+        Returns when packets flow; leaves nothing behind when it fails.
+        """
         faults.begin("connect")
-        where, who, endpoint = self._draft(
-            network, namespace, addresses, mac, interface, aliases, gateway_priority, publish, ingress_rate, egress_rate
-        )
+        with contextlib.ExitStack() as held:
+            return self._connect(*self._draft(network, namespace, EndpointOptions(**as_tuples(options)), held))
+
+    def _connect(self, where: Network, who: Namespace, endpoint: Endpoint) -> Endpoint:
         try:
             self.settle_for(endpoint)
             grown = _grown(where, endpoint)
@@ -97,19 +101,20 @@ class EndpointVerbs(PortVerbs):
         self.emit("endpoint.connect", network=where.name, namespace=who.name, id=endpoint.id, addresses=endpoint.addresses)
         return endpoint
 
-    def plan_connect(self, network: str, namespace: str, **options: object) -> Plan:
+    def plan_connect(self, network: str, namespace: str, **options: Any) -> Plan:
         """What `connect` would do; changes nothing."""
-        where, who, endpoint = self._draft(network, namespace, **_filled(options))  # type: ignore[arg-type]
-        try:
-            return self._connection_plan(where, who, endpoint)
-        finally:
-            self.state.retract_addresses(endpoint)
+        with contextlib.ExitStack() as held:
+            where, who, endpoint = self._draft(network, namespace, EndpointOptions(**as_tuples(options)), held)
+            try:
+                return self._connection_plan(where, who, endpoint)
+            finally:
+                self.state.retract_addresses(endpoint)
 
-    def disconnect(self, network: str, namespace: str) -> Endpoint:
-        """Detach a namespace from a network and give back its addresses and ports."""
+    def disconnect(self, network: str, namespace: str, *, interface: str = "") -> Endpoint:
+        """Detach a namespace from a network and give back its addresses and ports. `interface` says which of several endpoints."""
         faults.begin("disconnect")
         where = self.state.network(network)
-        endpoint = structs.replace(self.state.endpoint(where, namespace), state="removing")
+        endpoint = structs.replace(self.state.endpoint(where, namespace, interface), state="removing")
         with self.store.transaction():
             self.store.put(endpoint)
         self.state.put_endpoint(endpoint)
@@ -123,9 +128,9 @@ class EndpointVerbs(PortVerbs):
             raise errors[0]
         return endpoint
 
-    def plan_disconnect(self, network: str, namespace: str) -> Plan:
+    def plan_disconnect(self, network: str, namespace: str, *, interface: str = "") -> Plan:
         where = self.state.network(network)
-        endpoint = self.state.endpoint(where, namespace)
+        endpoint = self.state.endpoint(where, namespace, interface)
         return self.plan_tear_down(where, endpoint, self.state.namespace(namespace))
 
     # --- connect's parts ---
@@ -134,45 +139,47 @@ class EndpointVerbs(PortVerbs):
         return Plan.of(_growth(where, _grown(where, endpoint)), self.attach(where, endpoint, who).operations)
 
     def _draft(
-        self,
-        network: str,
-        namespace: str,
-        addresses: Sequence[str],
-        mac: str,
-        interface: str,
-        aliases: Sequence[str],
-        gateway_priority: int,
-        publish: Sequence[str],
-        ingress_rate: str,
-        egress_rate: str,
+        self, network: str, namespace: str, options: EndpointOptions, held: contextlib.ExitStack
     ) -> tuple[Network, Namespace, Endpoint]:
-        """Everything checked and chosen. The addresses are held for the endpoint; nothing else is changed."""
+        """Everything checked and chosen. The addresses are held for the endpoint, chosen ports of the host by `held`; nothing else is
+        changed."""
         where, who = self.state.network(network), self.state.namespace(namespace)
         self._check_allowed(where, who)
-        ports = parse_specs(publish)
-        rates = (_rate(ingress_rate, "ingress rate", where.ingress_rate), _rate(egress_rate, "egress rate", where.egress_rate))
-        self._check_rates(where, rates)
-        if not -(2**31) <= gateway_priority < 2**31:
-            raise Invalid(f"gateway priority {gateway_priority} is out of range", "expected a 32-bit number")
+        ports = parse_specs(options.publish)
+        rates = self.rates(where, options.ingress_rate, options.egress_rate)
+        _check_32_bits(options.gateway_priority, "gateway priority")
+        owner = check_key(options.owner, "an owner") if options.owner else ""
         number = _lowest_free({endpoint.number for endpoint in self.state.endpoints_of(namespace)})
         endpoint = Endpoint(
             id=self.new_id(),
             network=where.id,
             namespace=namespace,
-            interface=self._interface(where, who, interface, number),
-            mac=self._mac(where, mac),
+            interface=self._interface(where, who, options.interface, number),
+            mac=self.choose_mac(where, options.mac),
             number=number,
+            owner=owner,
             shard=self._shard(where),
-            aliases=tuple(check_name(alias, "alias") for alias in aliases),
-            gateway_priority=gateway_priority,
-            ports=ports,
+            aliases=tuple(check_name(alias, "alias") for alias in options.aliases),
+            gateway_priority=options.gateway_priority,
+            routes=tuple(dict.fromkeys([*where.routes, *map(check_route, options.routes)])),
+            default_route=where.default_route and options.default_route,
+            metric=check_metric(options.metric) or where.metric,
             ingress_rate=rates[0],
             egress_rate=rates[1],
             created=self.now(),
         )
         if ports:
-            self.check_ports(where, endpoint, ports, families=[version for version in (4, 6) if where.has(version)])
-        return where, who, structs.replace(endpoint, addresses=self._addresses(where, namespace, addresses))
+            families = [version for version in (4, 6) if where.has(version)]
+            endpoint = structs.replace(endpoint, ports=self.choose_ports(where, endpoint, ports, families=families, held=held))
+        if who.is_external:
+            endpoint = structs.replace(endpoint, interface=endpoint.spare)
+        endpoint = structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses, options.holder))
+        try:
+            routing.check(endpoint.routes, [interface(text).network for text in endpoint.addresses])
+        except AtollError:
+            self.state.retract_addresses(endpoint)
+            raise
+        return where, who, endpoint
 
     def _check_allowed(self, network: Network, namespace: Namespace) -> None:
         for object_, what in ((network, "network"), (namespace, "namespace")):
@@ -189,13 +196,19 @@ class EndpointVerbs(PortVerbs):
         if mine and (network.driver == "none" or mine[0].network in PREDEFINED):
             raise Conflict(f"{namespace.name} can't be on network none and another", "none means no network at all")
 
-    def _check_rates(self, network: Network, rates: tuple[int, int]) -> None:
-        if any(rates) and network.driver != "bridge":
+    @staticmethod
+    def rates(network: Network, ingress_rate: str, egress_rate: str) -> tuple[int, int]:
+        """In bits a second, the network's own where nothing is said."""
+        found = _rate(ingress_rate, "ingress rate", network.ingress_rate), _rate(egress_rate, "egress rate", network.egress_rate)
+        if any(found) and network.driver != "bridge":
             raise Invalid(f"driver {network.driver} can't limit bandwidth", "its packets don't pass the host")
+        return found
 
     def _interface(self, network: Network, namespace: Namespace, wanted: str, number: int) -> str:
         if network.driver == "none":
             return "lo"
+        if namespace.is_external and wanted:
+            raise Invalid(f"{namespace.name} is set up by someone else, who also names its interfaces", "leave out the interface's name")
         taken = {endpoint.interface for endpoint in self.state.endpoints_of(namespace.name)} | self.foreign(namespace)[0]
         if wanted:
             if check_interface(wanted) in taken or wanted == "lo":
@@ -205,7 +218,8 @@ class EndpointVerbs(PortVerbs):
             number += 1
         return f"eth{number}"
 
-    def _mac(self, network: Network, wanted: str) -> str:
+    def choose_mac(self, network: Network, wanted: str) -> str:
+        """The one that is wanted, or one that nobody has."""
         if network.driver == "none":
             return ""
         if wanted:
@@ -219,8 +233,8 @@ class EndpointVerbs(PortVerbs):
             pass
         return mac
 
-    def _addresses(self, network: Network, owner: str, wanted: Sequence[str]) -> tuple[str, ...]:
-        """Static addresses as asked for, and one chosen address in each family that is left; held in their pools.
+    def _addresses(self, network: Network, owner: str, wanted: Sequence[str], holder: str) -> tuple[str, ...]:
+        """Static addresses as asked for (free, or kept for `holder`), and one chosen address in each family that is left.
 
         Without a static address the first subnet of a family serves, and the next when it is full.
         """
@@ -232,7 +246,7 @@ class EndpointVerbs(PortVerbs):
                 if pool is None:
                     subnets = ", ".join(subnet.subnet for subnet in network.subnets) or "none"
                     raise Invalid(f"address {value} is not in a subnet of {network.name}", f"its subnets: {subnets}")
-                pool.claim(value, owner)
+                self.state.take_over(network, pool, value, holder, owner)
                 held.append((pool, value))
             for version in (4, 6):
                 pools = [pool for pool in self.state.pools(network) if pool.subnet.version == version]
@@ -240,8 +254,7 @@ class EndpointVerbs(PortVerbs):
                     pool = next((pool for pool in pools if pool.used < pool.size), pools[-1])
                     held.append((pool, pool.allocate(owner)))
         except AtollError:
-            for pool, value in held:
-                pool.retract(value)
+            self.state.retract(network, held)
             raise
         held.sort(key=lambda pair: pair[1].version)
         return tuple(f"{value}/{pool.subnet.prefixlen}" for pool, value in held)
@@ -287,17 +300,13 @@ def _growth(network: Network, grown: Network) -> list[Operation]:
     return [*change("add", _further(network, grown)), *bridge.shard_up(grown, network.shards)]
 
 
-def _filled(options: dict[str, object]) -> dict[str, object]:
-    """`connect`'s defaults under what was given."""
-    defaults = structs.asdict(EndpointOptions())
-    unknown = set(options) - set(defaults)
-    if unknown:
-        raise TypeError(f"connect takes no {', '.join(sorted(unknown))}")
-    return defaults | options
-
-
 def _rate(text: str, what: str, default: int) -> int:
     return parse_rate(text, what) if text else default
+
+
+def _check_32_bits(number: int, what: str) -> None:
+    if not -(2**31) <= number < 2**31:
+        raise Invalid(f"{what} {number} is out of range", "expected a 32-bit number")
 
 
 def _lowest_free(taken: Collection[int]) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from msgspec import Struct, structs
 
 from atoll import ipam
+from atoll.drivers import routing
 from atoll.errors import Conflict, Invalid, NotFound
 from atoll.kernel import rtnl
 from atoll.model import (
@@ -15,13 +16,17 @@ from atoll.model import (
     DRIVERS,
     PREDEFINED,
     Network,
+    Route,
     Subnet,
     check_interface,
     check_labels,
     check_mac,
+    check_metric,
     check_name,
+    check_route,
     check_servers,
     parse_rate,
+    smallest_mtu,
 )
 
 if TYPE_CHECKING:
@@ -62,12 +67,16 @@ class NetworkRequest(Struct, frozen=True, forbid_unknown_fields=True):
     ipv4: bool = True
     ipv6: bool = False
     internal: bool = False
+    isolation: str = "strict"
     icc: bool = True
     masquerade: bool = True
     guard: bool = True
     mtu: int = 0
     ingress_rate: str = ""
     egress_rate: str = ""
+    routes: tuple[Route, ...] = ()
+    default_route: bool = True
+    metric: int = 0
     dns: bool = True
     servers: tuple[str, ...] = ()
     options: dict[str, str] = {}
@@ -83,6 +92,13 @@ class HostFacts(NamedTuple):
     taken: Collection[Taken]
     mtu: int
     ula: int
+    #: Subnets that are somebody's who has no network for them yet: never chosen, but taken by who names them.
+    pooled: Collection[Taken] = ()
+
+    def everything(self, others: Collection[Network]) -> list[Taken]:
+        """What a subnet that we choose must keep clear of."""
+        networks = (ipam.Taken(ipaddress.ip_network(s.subnet), f"network {other.name}") for other in others for s in other.subnets)
+        return [*self.taken, *self.pooled, *networks]
 
 
 class Chosen(NamedTuple):
@@ -110,10 +126,14 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
         subnets=subnets,
         kept_addresses=kept,
         internal=request.internal,
+        routes=tuple(map(check_route, request.routes)),
+        default_route=request.default_route,
+        metric=check_metric(request.metric),
         mtu=_mtu(request, network, facts),
         options=options,
     )
     _check_snat(network)
+    routing.check(network.routes, [ipaddress.ip_network(subnet.subnet) for subnet in subnets])
     return Chosen(network, tuple(notes))
 
 
@@ -224,7 +244,7 @@ def _child(network: Network, request: NetworkRequest, facts: HostFacts, others: 
 def _mtu(request: NetworkRequest, network: Network, facts: HostFacts) -> int:
     carrier = facts.links.get(network.parent or network.bridge)
     limit = carrier.mtu if carrier is not None and network.parent else 65535
-    smallest = 1280 if network.has(6) or any(":" in text for text in request.subnets) or request.ipv6 else 68
+    smallest = smallest_mtu(ipv6=network.has(6) or any(":" in text for text in request.subnets) or request.ipv6)
     if request.mtu and not smallest <= request.mtu <= limit:
         raise Invalid(f"mtu {request.mtu} is out of range", f"expected {smallest} to {limit} bytes here")
     return request.mtu or (carrier.mtu if carrier is not None else max(facts.mtu, smallest))
@@ -246,10 +266,7 @@ def _subnets(
     if request.driver != "bridge" and not prefixes:
         raise Invalid(f"driver {request.driver} needs --subnet", f"give the subnet of the network that {network.parent} is on")
     if request.driver == "bridge":
-        taken = [
-            *facts.taken,
-            *(ipam.Taken(ipaddress.ip_network(s.subnet), f"network {o.name}") for o in others for s in o.subnets),
-        ]
+        taken = facts.everything(others)
         if request.ipv4 and 4 not in versions:
             chosen = ipam.choose_subnet(taken)
             prefixes.insert(0, chosen.subnet)

@@ -215,6 +215,8 @@ def _send(host: Host, sock: Socket, batch: Sequence[op.Operation], *, one_by_one
                     made.add(operation.name)
                     if isinstance(operation, op.VethAdd) and not operation.peer_namespace:
                         made.add(operation.peer)
+                case op.ChildAdd() if not operation.namespace:
+                    made.add(operation.name)
         flush()
 
 
@@ -234,6 +236,8 @@ def _encode(operation: op.Operation, index: Callable[[str], int], target: Callab
                 up=True,
             )
             yield rtnl.set_alias(operation.name, operation.alias)
+            if operation.spare:
+                yield rtnl.set_alias(operation.peer, operation.alias)
         case op.ChildAdd():
             parent = interface_index(host.rtnl, operation.parent)
             if operation.kind == "macvlan":
@@ -275,6 +279,8 @@ def _encode(operation: op.Operation, index: Callable[[str], int], target: Callab
             yield rtnl.delete_rule(ipaddress.ip_network(rule.source), table=rule.table, priority=rule.priority)
         case op.RateSet(link, rate):
             yield rtnl.add_tbf(index(link), rate)
+        case op.QueueDelete(link, parent):
+            yield rtnl.delete_queue(index(link), parent)
         case op.Redirect(link, through):
             yield rtnl.add_ingress(index(link))
             yield rtnl.add_redirect(index(link), index(through))
@@ -299,9 +305,10 @@ def _encode_route(build: Callable[..., bytes], route: op.RouteAdd, index: Callab
         route.version,
         destination=None if route.destination == "default" else ipaddress.ip_network(route.destination),
         gateway=ipaddress.ip_address(route.gateway) if route.gateway else None,
-        index=index(route.link),
+        index=index(route.link) if route.link else 0,
         table=route.table,
         metric=route.metric,
+        kind=route.kind,
     )
 
 

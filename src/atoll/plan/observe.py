@@ -7,9 +7,9 @@ operations that make it true: none, the operation itself, or a smaller change.
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from atoll.errors import NotFound
+from atoll.errors import Invalid, NotFound
 from atoll.kernel import rtnl, sysctl
 from atoll.plan import operations as op
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from atoll.kernel.host import Host
     from atoll.kernel.netlink import Socket
     from atoll.kernel.rtnl import Link
+
+
+_ENDS: Final = {number for kind, number in rtnl.ROUTE_KINDS.items() if kind != "unicast"}
+#: What the kernel makes of an IPv6 route that is given no metric (IP6_RT_PRIO_USER).
+_METRIC6: Final = 1024
 
 
 class Stack:
@@ -27,13 +32,15 @@ class Stack:
         self.links: dict[str, Link] = {link.name: link for link in rows}
         self.names = {link.ifindex: link.name for link in rows}
         self.addresses = {(self.names.get(row.ifindex, ""), str(row.interface)) for row in rtnl.addresses(sock)}
-        self.routes: set[tuple[int, str, str, str, int]] = set()
+        self.routes: set[tuple[int, str, str, str, int, int, int]] = set()
         self.rules: set[tuple[str, int, int]] = set()
         if routes:
             for row in rtnl.routes(sock):
                 destination = str(row.destination) if row.destination is not None else "default"
                 version = 6 if row.family == 10 else 4
-                self.routes.add((version, destination, str(row.gateway or ""), self.names.get(row.ifindex, ""), row.table))
+                # To IPv6 a route that ends is one by lo.
+                link = "" if row.kind in _ENDS else self.names.get(row.ifindex, "")
+                self.routes.add((version, destination, str(row.gateway or ""), link, row.table, row.metric, row.kind))
             for rule in rtnl.rules(sock):
                 if rule.source is not None:
                     self.rules.add((str(rule.source), rule.table, rule.priority))
@@ -55,7 +62,7 @@ class Observed:
             try:
                 with self._host.socket_in(namespace) as sock:
                     self._stacks[namespace] = Stack(sock, routes=True)
-            except NotFound:
+            except (NotFound, Invalid):
                 self._stacks[namespace] = None
         return self._stacks[namespace]
 
@@ -120,7 +127,7 @@ def place(operation: op.Operation) -> tuple[str, str] | None:
     match operation:
         case op.LinkSet(namespace, name) | op.AddressAdd(namespace, name):
             return namespace, name
-        case op.RouteAdd():
+        case op.RouteAdd() if operation.link:
             return operation.namespace, operation.link
         case op.RateSet(link) | op.Redirect(link):
             return op.HOST, link
@@ -166,6 +173,8 @@ def _link(
 def _veth(operation: op.VethAdd, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
     """A pair is whole or it is made anew: a peer that was renamed, moved or replaced is not ours any more."""
     near = observed.link(op.HOST, operation.name)
+    if operation.spare:
+        return _near_end(operation, near, observed, remade)
     far = observed.link(operation.peer_namespace, operation.peer)
     if far is not None and not _is_peer(far, near, operation):
         observed.foreign.add((operation.peer_namespace, operation.peer))
@@ -178,6 +187,23 @@ def _veth(operation: op.VethAdd, observed: Observed, remade: set[tuple[str, str]
         elif far is not None:
             leftover.append(op.LinkDelete(operation.peer_namespace, operation.peer))
         return [*leftover, operation]
+    changes = _port(operation, near, observed, remade)
+    if far.mtu != operation.mtu:
+        changes.append(op.LinkSet(operation.peer_namespace, operation.peer, mtu=operation.mtu))
+    return changes
+
+
+def _near_end(operation: op.VethAdd, near: Link | None, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
+    """Of a pair whose other end is somebody else's: it is there as long as this one is."""
+    if near is not None and near.kind == "veth":
+        return _port(operation, near, observed, remade)
+    remade.add((op.HOST, operation.name))
+    leftover = [op.LinkDelete(op.HOST, end) for end in (operation.name, operation.peer) if observed.link(op.HOST, end) is not None]
+    return [*leftover, operation]
+
+
+def _port(operation: op.VethAdd, near: Link, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
+    """What makes the end on the host the port that it is to be."""
     changes: list[op.Operation] = []
     master = observed.link(op.HOST, operation.master)
     wrong_master = (op.HOST, operation.master) in remade or master is None or near.master != master.ifindex
@@ -195,8 +221,6 @@ def _veth(operation: op.VethAdd, observed: Observed, remade: set[tuple[str, str]
         )
         if wrong_master:
             remade.add((op.HOST, operation.name + "/port"))
-    if far.mtu != operation.mtu:
-        changes.append(op.LinkSet(operation.peer_namespace, operation.peer, mtu=operation.mtu))
     return changes
 
 
@@ -247,5 +271,7 @@ def _route(operation: op.RouteAdd, observed: Observed, remade: set[tuple[str, st
     if stack is None:
         return [operation]
     destination = operation.destination if operation.destination == "default" else str(ipaddress.ip_network(operation.destination))
-    wanted = (operation.version, destination, operation.gateway, operation.link, operation.table)
+    metric = operation.metric or (_METRIC6 if operation.version == 6 else 0)
+    kind = rtnl.RTN_LOCAL if operation.table == rtnl.TABLE_LOCAL else rtnl.ROUTE_KINDS[operation.kind]
+    wanted = (operation.version, destination, operation.gateway, operation.link, operation.table, metric, kind)
     return [] if wanted in stack.routes and (operation.namespace, operation.link) not in remade else [operation]

@@ -7,14 +7,16 @@ against what the kernel has (`observe.py`). `namespace` is the name of a namespa
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct
 
 from atoll.kernel import nft, rtnl
+from atoll.model import RouteKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
 
 HOST: Final = ""
 
@@ -77,7 +79,10 @@ class BridgeAdd(Operation, frozen=True):
 
 
 class VethAdd(Operation, frozen=True):
-    """A veth pair: `name` on the host as a port of `master`, up; `peer` in a namespace (or the host), down."""
+    """A veth pair: `name` on the host as a port of `master`, up; `peer` in a namespace (or the host), down.
+
+    With `spare` the peer lies there for somebody else to take and to rename: it is marked as well, and nothing more is asked of it.
+    """
 
     name: str
     peer: str
@@ -86,6 +91,7 @@ class VethAdd(Operation, frozen=True):
     mtu: int
     master: str
     alias: str
+    spare: bool = False
 
     def commands(self) -> list[str]:
         address = f" address {self.peer_mac}" if self.peer_mac else ""
@@ -93,7 +99,7 @@ class VethAdd(Operation, frozen=True):
         return [
             f"ip link add dev {self.name} mtu {self.mtu} master {self.master} up"
             f" type veth peer name {self.peer} mtu {self.mtu}{address}{where}",
-            f"ip link set dev {self.name} alias {self.alias}",
+            *(f"ip link set dev {end} alias {self.alias}" for end in ([self.name, self.peer] if self.spare else [self.name])),
         ]
 
 
@@ -186,7 +192,7 @@ class AddressDelete(Operation, frozen=True):
 
 
 class RouteAdd(Operation, frozen=True):
-    """A route; `destination` is a prefix or `default`. In the local table it is of type local."""
+    """A route; `destination` is a prefix or `default`. In the local table it is of type local. One of a kind that ends has no link."""
 
     namespace: str
     version: int
@@ -195,13 +201,15 @@ class RouteAdd(Operation, frozen=True):
     link: str
     table: int = rtnl.TABLE_MAIN
     metric: int = 0
+    kind: RouteKind = "unicast"
 
     def words(self) -> str:
-        kind = "local " if self.table == rtnl.TABLE_LOCAL else ""
+        kind = "local " if self.table == rtnl.TABLE_LOCAL else f"{self.kind} " if self.kind != "unicast" else ""
         via = f" via {self.gateway}" if self.gateway else ""
         table = "" if self.table == rtnl.TABLE_MAIN else f" table {'local' if self.table == rtnl.TABLE_LOCAL else self.table}"
         metric = f" metric {self.metric}" if self.metric else ""
-        return f"{kind}{self.destination}{via} dev {self.link} proto {rtnl.RTPROT_ATOLL}{table}{metric}"
+        link = f" dev {self.link}" if self.link else ""
+        return f"{kind}{self.destination}{via}{link} proto {rtnl.RTPROT_ATOLL}{table}{metric}"
 
     def commands(self) -> list[str]:
         family = "-6 " if self.version == 6 else ""
@@ -264,6 +272,16 @@ class RateSet(Operation, frozen=True):
     def commands(self) -> list[str]:
         burst, limit = rtnl.tbf_burst(self.rate), rtnl.tbf_limit(self.rate)
         return [f"tc qdisc replace dev {self.link} root tbf rate {self.rate}bit burst {burst} limit {limit}"]
+
+
+class QueueDelete(Operation, frozen=True):
+    """Takes away an interface's queue (`root`), or what is done to what arrives on it (`ingress`)."""
+
+    link: str
+    parent: Literal["root", "ingress"]
+
+    def commands(self) -> list[str]:
+        return [f"tc qdisc delete dev {self.link} {self.parent}"]
 
 
 class Redirect(Operation, frozen=True):
