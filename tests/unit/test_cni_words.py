@@ -287,7 +287,7 @@ def test_addresses_are_asked_for_in_three_ways() -> None:
         {"args": {"cni": {"ips": ["10.1.0.9"]}}},
         {"runtimeConfig": {"ips": ["10.1.0.9/24"]}},
     ):
-        found = scheme(ipam, **said)  # type: ignore[arg-type]
+        found = scheme(ipam, **said)
         assert [str(value) for value in found.wanted] == ["10.1.0.9"]
 
 
