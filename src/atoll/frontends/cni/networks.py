@@ -83,17 +83,14 @@ def check_agrees(network: Network, wanted: NetworkRequest) -> None:
             )
 
 
-def requested(name: str, driver: str, scheme: Scheme, *, gateway: bool, **options: object) -> NetworkRequest:
-    """What addresses a network must have for a scheme to work on it. With `gateway` each subnet has one, the first address if none is
-    named (bridge.go:calcGateways)."""
+def requested(name: str, driver: str, scheme: Scheme, **options: object) -> NetworkRequest:
+    """What addresses a network must have for a scheme to work on it; `options` are further fields."""
     ranges = scheme.ranges()
     gateways: dict[str, str] = {}
     for one in ranges:
         there = gateways.setdefault(str(one.subnet), str(one.gateway or ""))
-        if one.gateway and there and there != str(one.gateway):
+        if one.gateway and there != str(one.gateway):
             raise Refusal(BAD_CONFIG, f"subnet {one.subnet} has two gateways, {there} and {one.gateway}", "give one")
-        if gateway and not gateways[str(one.subnet)]:
-            gateways[str(one.subnet)] = str(one.subnet[1])
     versions = {one.subnet.version for one in ranges}
     return NetworkRequest(
         name=name,

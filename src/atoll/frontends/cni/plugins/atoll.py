@@ -107,7 +107,7 @@ def _wanted(request: Request, configuration: Configuration, scheme: Scheme) -> N
         asked = structs.replace(asked, mtu=configuration.mtu)
     if not scheme.kind:
         return asked
-    addresses = networks.requested(request.network, asked.driver, scheme, gateway=asked.driver == "bridge")
+    addresses = networks.requested(request.network, asked.driver, scheme.with_gateways() if asked.driver == "bridge" else scheme)
     return structs.replace(
         asked, subnets=addresses.subnets, gateways=addresses.gateways, ip_ranges=addresses.ip_ranges, ipv4=addresses.ipv4
     )

@@ -53,7 +53,7 @@ def _read(request: Request) -> tuple[Configuration, Scheme]:
 
 def _wanted(engine: Engine, request: Request, configuration: Configuration, scheme: Scheme) -> NetworkRequest:
     options = {"parent": configuration.master or _way_out(engine), "mode": configuration.mode or "bridge"}
-    return networks.requested(request.network, "macvlan", scheme, gateway=False, mtu=configuration.mtu, options=options)
+    return networks.requested(request.network, "macvlan", scheme, mtu=configuration.mtu, options=options)
 
 
 def _way_out(engine: Engine) -> str:

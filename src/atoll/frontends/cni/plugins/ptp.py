@@ -41,8 +41,8 @@ def _read(request: Request) -> tuple[InterfaceConfiguration, Scheme]:
     scheme = read_scheme(request)
     if not scheme.kind:
         raise Refusal(BAD_CONFIG, "ptp needs addresses", "add an ipam section")
-    return request.read(InterfaceConfiguration), scheme
+    return request.read(InterfaceConfiguration), scheme.with_gateways()
 
 
 def _wanted(request: Request, configuration: InterfaceConfiguration, scheme: Scheme) -> NetworkRequest:
-    return networks.requested(request.network, "bridge", scheme, gateway=True, mtu=configuration.mtu, masquerade=configuration.ip_masq)
+    return networks.requested(request.network, "bridge", scheme, mtu=configuration.mtu, masquerade=configuration.ip_masq)
