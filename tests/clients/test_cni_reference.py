@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import subprocess
 from typing import TYPE_CHECKING, Any, Final
 
@@ -255,3 +256,27 @@ def test_both_refuse_the_same(pair: Pair, plugin: Json) -> None:
         pair.ours.add(network, Attachment("c1", "/run/netns/ours"))
     with pytest.raises(CniError):
         pair.theirs.add(network, Attachment("c1", "/run/netns/theirs"))
+
+
+def test_containers_from_before_go_on_and_their_addresses_are_kept(engine: Engine, tmp_path: Path) -> None:
+    """The switch: the reference plugin has made c1; then Atoll has its place, and makes c2 on the same bridge."""
+    need(f"{FOLDER}/bridge", f"{FOLDER}/host-local", "ping")
+    plugin = BRIDGE | {"ipam": local("10.5.0.0/24", routes=DEFAULT, dataDir=str(tmp_path / "leases"))}
+    network = {"cniVersion": "1.0.0", "name": "n1", "plugins": [plugin]}
+    theirs, ours = Runtime([FOLDER], tmp_path / "results"), Door(engine, tmp_path)
+    containers = {name: Attachment(name, f"/run/netns/{name}") for name in ("c0", "c1", "c2")}
+    for name in containers:
+        subprocess.run(["ip", "netns", "add", name], check=True)
+    for name in ("c0", "c1"):
+        theirs.add(network, containers[name])
+    # One from before the last boot, that nobody will ever delete.
+    stale = tmp_path / "leases" / "n1" / "10.5.0.2"
+    os.utime(stale, (1, 1))
+    results = [ours.add(network, containers["c2"])]
+    addresses = [result["ips"][0]["address"].partition("/")[0] for result in results]
+    assert addresses == ["10.5.0.2"], "a stale lease holds nothing, and 10.5.0.3 is c1's"
+    assert engine.state.holds == {(engine.state.network("n1").id, "10.5.0.3"): "cni:c1/eth0"}
+    for name, address in (("c1", "10.5.0.1"), ("c2", "10.5.0.1"), ("c2", "10.5.0.3"), ("c1", "10.5.0.2")):
+        subprocess.run(["ip", "netns", "exec", name, "ping", "-q", "-c", "1", "-W", "2", address], check=True, capture_output=True)
+    ours.delete(network, containers["c1"])
+    assert not engine.state.holds

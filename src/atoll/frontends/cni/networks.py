@@ -10,6 +10,7 @@ from msgspec import structs
 
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import AtollError, Conflict
+from atoll.frontends.cni import leases
 from atoll.frontends.cni.attachments import network_named
 from atoll.frontends.cni.refusal import BAD_CONFIG, NOT_READY, Refusal
 from atoll.model import PREDEFINED
@@ -26,7 +27,7 @@ DOOR_LABEL = "atoll.door"
 
 
 @contextlib.contextmanager
-def joined(engine: Engine, wanted: NetworkRequest) -> Iterator[Network]:
+def joined(engine: Engine, wanted: NetworkRequest, scheme: Scheme) -> Iterator[Network]:
     """The network that a configuration speaks of; one that is made for it goes again when the block fails.
 
     Raises `Conflict` where one of that name is another network.
@@ -39,6 +40,8 @@ def joined(engine: Engine, wanted: NetworkRequest) -> Iterator[Network]:
         return
     made = engine.create_network_explained(structs.replace(wanted, labels={**wanted.labels, DOOR_LABEL: "cni"})).network
     try:
+        if scheme.kind == "host-local":
+            leases.keep(engine, made, made.name, scheme.data_dir)
         yield made
     except BaseException:
         engine.remove_network(made.id)

@@ -76,7 +76,7 @@ class Configuration(InterfaceConfiguration, frozen=True):
 def add(engine: Engine, request: Request) -> Result:
     configuration, scheme = request.read(Configuration), read_scheme(request)
     runtime = configuration.runtime
-    with networks.joined(engine, _wanted(request, configuration, scheme)) as network:
+    with networks.joined(engine, _wanted(request, configuration, scheme), scheme) as network:
         endpoint = attach(
             engine,
             request,

@@ -56,7 +56,7 @@ class Configuration(InterfaceConfiguration, frozen=True):
 
 def add(engine: Engine, request: Request) -> Result:
     configuration, scheme = _read(engine, request)
-    with networks.joined(engine, _wanted(engine, request, configuration, scheme)) as network:
+    with networks.joined(engine, _wanted(engine, request, configuration, scheme), scheme) as network:
         if configuration.is_default_gateway:
             scheme = _with_defaults(scheme)
         endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
