@@ -144,7 +144,7 @@ class EndpointVerbs(PortVerbs):
         """Everything checked and chosen. The addresses are held for the endpoint, chosen ports of the host by `held`; nothing else is
         changed."""
         where, who = self.state.network(network), self.state.namespace(namespace)
-        self._check_allowed(where, who)
+        self._check_allowed(where, who, options.interface)
         ports = parse_specs(options.publish)
         rates = self.rates(where, options.ingress_rate, options.egress_rate)
         _check_32_bits(options.gateway_priority, "gateway priority")
@@ -181,7 +181,7 @@ class EndpointVerbs(PortVerbs):
             raise
         return where, who, endpoint
 
-    def _check_allowed(self, network: Network, namespace: Namespace) -> None:
+    def _check_allowed(self, network: Network, namespace: Namespace, interface: str) -> None:
         for object_, what in ((network, "network"), (namespace, "namespace")):
             if object_.state != "ready":
                 raise Conflict(f"{what} {object_.name} is {object_.state}", "try again in a moment")
@@ -191,8 +191,9 @@ class EndpointVerbs(PortVerbs):
                 "a process is on the host network when it isn't in a namespace at all",
             )
         mine = self.state.endpoints_of(namespace.name)
-        if any(endpoint.network == network.id for endpoint in mine):
-            raise Conflict(f"{namespace.name} is connected to {network.name}", f"atoll disconnect {network.name} {namespace.name}")
+        if not interface and any(endpoint.network == network.id for endpoint in mine):
+            again = f"atoll disconnect {network.name} {namespace.name}, or name another interface: --ifname NAME"
+            raise Conflict(f"{namespace.name} is connected to {network.name}", again)
         if mine and (network.driver == "none" or mine[0].network in PREDEFINED):
             raise Conflict(f"{namespace.name} can't be on network none and another", "none means no network at all")
 
