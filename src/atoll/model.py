@@ -208,9 +208,25 @@ class PublishedPort(Struct, frozen=True, omit_defaults=True):
         return self.host_ip in ("", "0.0.0.0", "::")
 
 
+class Tuning(Struct, frozen=True, omit_defaults=True):
+    """What is asked of an endpoint's interface and its namespace beyond what Atoll sets; None, 0 and empty: nothing.
+
+    `settings` of the kernel are named by their path under /proc/sys and have the value that the kernel shows; `asked` has the words of
+    those for which that isn't what was written. `queue` is how many packets may wait to be sent.
+    """
+
+    settings: dict[str, str] = {}
+    asked: dict[str, str] = {}
+    promisc: bool | None = None
+    allmulti: bool | None = None
+    queue: int | None = None
+    mac: str = ""
+    mtu: int = 0
+
+
 class Endpoint(Struct, frozen=True, omit_defaults=True):
     """One namespace's attachment to one network. `addresses` carry the prefix length; `number` is the n-th interface of the namespace;
-    `shard` the kernel bridge of the network that it is a port of."""
+    `shard` the kernel bridge of the network that it is a port of; `untuned` what was there before `tuning`."""
 
     id: str
     network: str
@@ -225,6 +241,8 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     ports: tuple[PublishedPort, ...] = ()
     ingress_rate: int = 0
     egress_rate: int = 0
+    tuning: Tuning = Tuning()
+    untuned: Tuning = Tuning()
     created: float = 0.0
     state: State = "pending"
 

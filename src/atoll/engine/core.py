@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from atoll.engine.reconcile import Reconcile
 from atoll.engine.runs import RunVerbs
+from atoll.engine.tuning import TuningVerbs
 
 
-class Engine(RunVerbs, Reconcile):
+class Engine(RunVerbs, TuningVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:
