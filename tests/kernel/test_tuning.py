@@ -48,7 +48,7 @@ def test_what_is_asked_holds_and_untuning_puts_back_what_was_there(engine: Opene
     assert {"PROMISC", "ALLMULTI"} <= set(found["flags"])
     assert found["txqlen"] == 123
     assert (setting(engine, r1, SOMAXCONN), setting(engine, r1, ARP_FILTER)) == ("77", "1")
-    assert engine.untuned_settings("br0", r1, asked) == []
+    assert engine.tuning_faults("br0", r1, asked) == []
     assert engine.differences() == []
     engine.untune("br0", r1)
     assert link(engine, r1) == before
@@ -72,14 +72,14 @@ def test_repair_puts_back_what_somebody_changed_and_a_new_link_is_tuned_too(engi
     engine.tune("br0", r1, asked)
     Inside(engine, r1).run(lambda: sysctl.write(SOMAXCONN, "99"))
     Inside(engine, r1).run(lambda: subprocess.run(["ip", "link", "set", "eth0", "promisc", "off"], check=True))
-    assert len(engine.untuned_settings("br0", r1, asked)) == 2
+    assert len(engine.tuning_faults("br0", r1, asked)) == 2
     assert len(engine.differences()) == 2
     engine.repair()
-    assert engine.untuned_settings("br0", r1, asked) == []
+    assert engine.tuning_faults("br0", r1, asked) == []
     assert engine.differences() == []
     Inside(engine, r1).run(lambda: subprocess.run(["ip", "link", "del", "eth0"], check=True))
     engine.repair()
-    assert engine.untuned_settings("br0", r1, asked) == []
+    assert engine.tuning_faults("br0", r1, asked) == []
     assert engine.differences() == []
 
 
@@ -88,9 +88,9 @@ def test_a_value_that_the_kernel_puts_in_other_words_is_no_difference(engine: Op
     asked = Tuning(settings={ports: "8080,8081", ranges: "2000 3001"})
     engine.tune("br0", r1, asked)
     assert (setting(engine, r1, ports), setting(engine, r1, ranges)) == ("8080-8081", "2000\t3001")
-    assert engine.untuned_settings("br0", r1, asked) == []
+    assert engine.tuning_faults("br0", r1, asked) == []
     assert engine.differences() == []
-    assert engine.untuned_settings("br0", r1, Tuning(settings={ports: "9000"})) == [f"{ports} is 8080-8081, not 9000"]
+    assert engine.tuning_faults("br0", r1, Tuning(settings={ports: "9000"})) == [f"{ports} is 8080-8081, not 9000"]
 
 
 def test_a_value_that_the_kernel_refuses_changes_nothing(engine: Opened, r1: str) -> None:

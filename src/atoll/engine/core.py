@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from atoll.engine.checking import CheckVerbs
 from atoll.engine.reconcile import Reconcile
 from atoll.engine.runs import RunVerbs
 from atoll.engine.tuning import TuningVerbs
 
 
-class Engine(RunVerbs, TuningVerbs, Reconcile):
+class Engine(RunVerbs, TuningVerbs, CheckVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:

@@ -78,7 +78,7 @@ class TuningVerbs(Base):
             raise errors[0]
         return made
 
-    def untuned_settings(self, network: str, namespace: str, tuning: Tuning) -> list[str]:
+    def tuning_faults(self, network: str, namespace: str, tuning: Tuning) -> list[str]:
         """What isn't as it was asked, in words; empty when all is."""
         endpoint = self.state.endpoint(self.state.network(network), namespace)
         found = self._read(endpoint, tuning)

@@ -37,7 +37,7 @@ def add(engine: Engine, request: Request) -> Result:
     ips: list[Ip] = []
     try:
         for group in scheme.sets:
-            ips.append(_lease(engine, request, scheme, group))
+            ips.append(_lease(engine, request, scheme, group))  # noqa: PERF401 - what was leased before one fails is given back
     except BaseException:
         for ip in ips:
             address = ipaddress.ip_interface(ip.address)
@@ -104,7 +104,12 @@ def _pools(engine: Engine, request: Request) -> Iterator[str]:
 
 
 def _mine(engine: Engine, request: Request) -> list[Address]:
-    return [ipaddress.ip_address(text) for pool in _pools(engine, request) for text, owner in engine.leases(pool).items() if owner == request.owner]
+    return [
+        ipaddress.ip_address(text)
+        for pool in _pools(engine, request)
+        for text, owner in engine.leases(pool).items()
+        if owner == request.owner
+    ]
 
 
 def _lease(engine: Engine, request: Request, scheme: Scheme, group: tuple[Range, ...]) -> Ip:

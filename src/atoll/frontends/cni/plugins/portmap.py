@@ -96,7 +96,9 @@ def _ports(request: Request) -> list[PublishedPort]:
     if found.mark_bit is not None and not 0 <= found.mark_bit <= 31:
         raise Refusal(BAD_CONFIG, "MasqMarkBit must be between 0 and 31")
     if found.backend not in ("", "iptables", "nftables"):
-        raise Refusal(BAD_CONFIG, f"unrecognized portmap backend {found.backend[:40]!r}", "iptables or nftables; neither makes a difference")
+        raise Refusal(
+            BAD_CONFIG, f"unrecognized portmap backend {found.backend[:40]!r}", "iptables or nftables; neither makes a difference"
+        )
     return list(dict.fromkeys(_port(one) for one in found.runtime.mappings))
 
 
