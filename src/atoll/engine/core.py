@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from atoll.engine.checking import CheckVerbs
+from atoll.engine.holds import HoldVerbs
 from atoll.engine.reconcile import Reconcile
 from atoll.engine.runs import RunVerbs
 from atoll.engine.tuning import TuningVerbs
 
 
-class Engine(RunVerbs, TuningVerbs, CheckVerbs, Reconcile):
+class Engine(RunVerbs, HoldVerbs, TuningVerbs, CheckVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:

@@ -7,12 +7,9 @@ keys win, and reads null as nothing said. Configurations rely on it, so ours are
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import inspect
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable
 
 
 def fold(kind: type[Any], value: Any) -> Any:
@@ -22,12 +19,12 @@ def fold(kind: type[Any], value: Any) -> Any:
 
 
 @cache
-def _shape(kind: Hashable) -> inspect.Type:
+def _shape(kind: Any) -> inspect.Type:
     return inspect.type_info(kind)
 
 
 @cache
-def _fields(struct: Hashable) -> dict[str, inspect.Field]:
+def _fields(struct: Any) -> dict[str, inspect.Field]:
     shape = _shape(struct)
     assert isinstance(shape, inspect.StructType)  # noqa: S101
     return {field.encode_name.lower(): field for field in shape.fields}
