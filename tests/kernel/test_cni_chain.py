@@ -86,9 +86,7 @@ def test_a_chain_of_all_works_from_the_first_packet_to_the_last_trace(
     engine: Engine, cni: Runtime, world: Machine, traffic: Traffic
 ) -> None:
     limits = {"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 4_000_000, "egressBurst": 400_000}
-    network = conflist(
-        bridge(), TUNING | {"sysctl": {SHELL: "77"}, "promisc": True}, BANDWIDTH | limits, {"type": "firewall"}, PORTMAP
-    )
+    network = conflist(bridge(), TUNING | {"sysctl": {SHELL: "77"}, "promisc": True}, BANDWIDTH | limits, {"type": "firewall"}, PORTMAP)
     pod = container("c1", capabilities=ports(port(8080), port(8080, 53, "udp")) | {"mac": "02:11:22:33:44:55"})
     before = kernel_state()
     result = cni.add(network, pod)
@@ -353,7 +351,11 @@ def test_check_sees_whether_the_kernel_shapes(engine: Engine, cni: Runtime) -> N
     near = cni.add(network, pod)["interfaces"][1]["name"]
     cni.check(network, pod)
     kept = cni.kept(network, pod)
-    for command in (f"del dev {near} root", f"del dev {near} ingress", f"replace dev ati{near[3:]} root tbf rate 1mbit burst 9000 latency 9ms"):
+    for command in (
+        f"del dev {near} root",
+        f"del dev {near} ingress",
+        f"replace dev ati{near[3:]} root tbf rate 1mbit burst 9000 latency 9ms",
+    ):
         subprocess.run(["tc", "qdisc", *command.split()], check=True)
         with refused(5):
             cni._run("CHECK", network, network["plugins"][1], pod, kept)

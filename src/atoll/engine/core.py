@@ -6,10 +6,10 @@ from atoll.engine.checking import CheckVerbs
 from atoll.engine.holds import HoldVerbs
 from atoll.engine.reconcile import Reconcile
 from atoll.engine.runs import RunVerbs
-from atoll.engine.tuning import TuningVerbs
+from atoll.engine.settings import SettingVerbs
 
 
-class Engine(RunVerbs, HoldVerbs, TuningVerbs, CheckVerbs, Reconcile):
+class Engine(RunVerbs, HoldVerbs, SettingVerbs, CheckVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:

@@ -239,7 +239,8 @@ def _near_side_is_right(network: Network, endpoint: Endpoint, observed: Observed
     master = stack.links.get(bridge) if stack is not None else None
     if link is None or master is None or (op.HOST, bridge) in remade:
         return False
-    return link.up and link.mtu == network.mtu and link.master == master.ifindex and link.alias == f"atoll:{endpoint.id}"
+    mtu = endpoint.mtu or network.mtu
+    return link.up and link.mtu == mtu and link.master == master.ifindex and link.alias == f"atoll:{endpoint.id}"
 
 
 def _is_on_host(operation: op.Operation) -> bool:
