@@ -37,6 +37,8 @@ ROUTE_KINDS: Final[tuple[RouteKind, ...]] = ("unicast", "blackhole", "unreachabl
 ISOLATIONS: Final[tuple[Isolation, ...]] = ("strict", "isolated", "open")
 #: These always exist and can't be removed, as in Docker.
 PREDEFINED: Final = {"host": "host", "none": "none"}
+#: What runs containers on the same host: the beginnings of `Namespace.source` and `Endpoint.owner`, before a colon.
+CLIENTS: Final = ("docker", "podman", "cni")
 #: Interface names that Atoll gives out start so; the firewall drops what comes from such an interface and isn't known.
 BRIDGE_PREFIX: Final = "atb"
 VETH_PREFIX: Final = "atv"
@@ -186,6 +188,11 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     @property
     def is_external(self) -> bool:
         return self.kind == "external"
+
+    @property
+    def can_be_entered(self) -> bool:
+        """Whether something leads to it yet."""
+        return self.named or not self.is_external
 
 
 class Run(Struct, frozen=True, omit_defaults=True):

@@ -261,7 +261,8 @@ def describe(wanted: op.Operation, todo: Collection[op.Operation], observed: Obs
         case op.ChildAdd() | op.LinkSet():
             return _link_fault(todo, observed, (wanted.namespace, wanted.name))
         case op.VethAdd():
-            return _link_fault(todo, observed, (op.HOST, wanted.name), (wanted.peer_namespace, wanted.peer))
+            far = [] if wanted.spare else [(wanted.peer_namespace, wanted.peer)]
+            return _link_fault(todo, observed, (op.HOST, wanted.name), *far)
         case op.AddressAdd(namespace, link, address):
             return f"address {address} of {link}{_inside(namespace)} is missing"
         case op.RouteAdd():

@@ -215,6 +215,8 @@ def _send(host: Host, sock: Socket, batch: Sequence[op.Operation], *, one_by_one
                     made.add(operation.name)
                     if isinstance(operation, op.VethAdd) and not operation.peer_namespace:
                         made.add(operation.peer)
+                case op.ChildAdd() if not operation.namespace:
+                    made.add(operation.name)
         flush()
 
 
