@@ -48,14 +48,14 @@ class SettingVerbs(TuningVerbs):
             self._retuned(where, endpoint, tuning.mac, tuning.mtu)
             found = self._found(endpoint, tuning, others)
             made = structs.replace(endpoint, tuning=_over(tuning, endpoint.tuning), untuned=_over(endpoint.untuned, found))
-            self._put(made)
+            self._keep(made)
             faults.step()
             try:
                 self.retune(network, namespace, mac=tuning.mac, mtu=tuning.mtu, interface=endpoint.interface)
                 self.do(Plan(tuple(driver.changes(tuning, endpoint.interface, namespace))))
                 return self._as_shown(self.state.endpoints[endpoint.id], tuning)
             except BaseException:
-                self._undo(where, endpoint, _over(_part(endpoint.tuning, tuning), found))
+                self._restore(where, endpoint, _over(_part(endpoint.tuning, tuning), found))
                 raise
 
     def untune(self, network: str, namespace: str, *, interface: str = "") -> Endpoint:
@@ -72,7 +72,7 @@ class SettingVerbs(TuningVerbs):
             self.retune(network, namespace, mac=before.mac, mtu=before.mtu, interface=endpoint.interface)
             faults.step()
             made = structs.replace(self.state.endpoints[endpoint.id], tuning=Tuning(), untuned=Tuning())
-            self._put(made)
+            self._keep(made)
             self.emit("endpoint.change", network=where.name, namespace=namespace, id=endpoint.id)
             if errors:
                 raise errors[0]
@@ -97,13 +97,13 @@ class SettingVerbs(TuningVerbs):
 
     # --- parts ---
 
-    def _undo(self, network: Network, endpoint: Endpoint, before: Tuning) -> None:
+    def _restore(self, network: Network, endpoint: Endpoint, before: Tuning) -> None:
         """After a failure: the endpoint as it was, in the kernel and in the record."""
         dismantle(self.host, Plan(tuple(driver.changes(before, endpoint.interface, endpoint.namespace))))
         with contextlib.suppress(AtollError):
             mtu = endpoint.mtu or network.mtu
             self.retune(network.id, endpoint.namespace, mac=endpoint.mac, mtu=mtu, interface=endpoint.interface)
-        self._put(structs.replace(self.state.endpoints[endpoint.id], tuning=endpoint.tuning, untuned=endpoint.untuned))
+        self._keep(structs.replace(self.state.endpoints[endpoint.id], tuning=endpoint.tuning, untuned=endpoint.untuned))
 
     def _found(self, endpoint: Endpoint, tuning: Tuning, others: Iterable[Endpoint]) -> Tuning:
         """What is there of what is asked; where another endpoint of the namespace asks for the same, what was there before that one."""
@@ -139,7 +139,7 @@ class SettingVerbs(TuningVerbs):
             return endpoint
         settings, asked = endpoint.tuning.settings | other, endpoint.tuning.asked | {key: tuning.settings[key] for key in other}
         made = structs.replace(endpoint, tuning=structs.replace(endpoint.tuning, settings=settings, asked=asked))
-        self._put(made)
+        self._keep(made)
         return made
 
 

@@ -58,17 +58,17 @@ class TuningVerbs(EndpointVerbs):
         """Recorded first: what a crash leaves undone is then a difference that recovery puts right."""
         if before == after:
             return before
-        self._put(after)
+        self._keep(after)
         try:
             self.do(plan)
         except BaseException:
-            self._put(before)
+            self._keep(before)
             dismantle(self.host, back)
             raise
         self.emit("endpoint.change", network=where.name, namespace=after.namespace, id=after.id)
         return after
 
-    def _put(self, endpoint: Endpoint) -> None:
+    def _keep(self, endpoint: Endpoint) -> None:
         with self.store.transaction():
             self.store.put(endpoint)
         self.state.put_endpoint(endpoint)

@@ -141,7 +141,7 @@ def _open(engine: Engine, request: Request, scheme: Scheme, one: Range) -> str:
     gateway = [str(one.gateway)] if one.gateway is not None and one.gateway in one.subnet else []
     whole = (one.first, one.last) == (one.subnet[1], one.subnet[-2 if one.subnet.version == 4 else -1])
     ranges = () if whole else (f"{one.first}-{one.last}",)
-    engine.open_pool(pool, str(one.subnet), ranges, dict.fromkeys([*gateway, *taken]), until_reboot=True)
+    engine.open_pool(pool, str(one.subnet), ranges, list(dict.fromkeys([*gateway, *taken])), until_reboot=True)
     return pool
 
 

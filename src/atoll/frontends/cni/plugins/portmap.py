@@ -115,7 +115,7 @@ def _port(mapping: _Mapping) -> PublishedPort:
             host_ip = str(ipaddress.ip_address(mapping.host_ip))
         except ValueError:
             raise Refusal(BAD_CONFIG, f"hostIP {mapping.host_ip[:80]!r} is not an IP address") from None
-    return PublishedPort(mapping.host_port, mapping.container_port, 1, protocol, host_ip)  # type: ignore[arg-type]
+    return PublishedPort(mapping.host_port, mapping.container_port, 1, protocol, host_ip)
 
 
 def _served(endpoint: Endpoint, ports: list[PublishedPort]) -> list[PublishedPort]:
