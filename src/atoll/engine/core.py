@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from atoll.engine.checking import CheckVerbs
 from atoll.engine.holds import HoldVerbs
+from atoll.engine.isolating import IsolationVerbs
 from atoll.engine.reconcile import Reconcile
 from atoll.engine.runs import RunVerbs
 from atoll.engine.settings import SettingVerbs
 
 
-class Engine(RunVerbs, HoldVerbs, SettingVerbs, CheckVerbs, Reconcile):
+class Engine(RunVerbs, HoldVerbs, SettingVerbs, CheckVerbs, IsolationVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:

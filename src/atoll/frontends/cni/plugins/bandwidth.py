@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from atoll.frontends.cni.words import Request
     from atoll.model import Endpoint, Network
 
-_Number = Annotated[int, Meta(ge=0, le=2**64 - 1)]
+_Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 _MOST_BURST: Final = (1 << 32) * 8
 
 
