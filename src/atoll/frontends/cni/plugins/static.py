@@ -5,7 +5,6 @@ Nothing is kept of them, so there is nothing to free.
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING
 
 from atoll.frontends.cni.addressing import Scheme, read_scheme
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 def add(engine: Engine, request: Request) -> Result:
     del engine
     scheme = _scheme(request)
-    ips = tuple(Ip(text, scheme.gateway(ipaddress.ip_interface(text).ip)) for text in scheme.fixed)
+    ips = tuple(Ip(text, str(group[0].gateway or "")) for text, group in zip(scheme.fixed, scheme.sets, strict=True))
     return Result(ips=ips, routes=scheme.routes, dns=scheme.dns)
 
 
