@@ -7,10 +7,10 @@ from atoll.engine.holds import HoldVerbs
 from atoll.engine.isolating import IsolationVerbs
 from atoll.engine.reconcile import Reconcile
 from atoll.engine.runs import RunVerbs
-from atoll.engine.settings import SettingVerbs
+from atoll.engine.tuning import TuningVerbs
 
 
-class Engine(RunVerbs, HoldVerbs, SettingVerbs, CheckVerbs, IsolationVerbs, Reconcile):
+class Engine(RunVerbs, HoldVerbs, TuningVerbs, CheckVerbs, IsolationVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:

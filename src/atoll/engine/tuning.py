@@ -1,141 +1,194 @@
-"""The verbs that change an endpoint while it runs: its rates, its MAC address and MTU."""
+"""The verbs for tuning: settings of the kernel in a namespace, and what an interface in it is beyond what Atoll makes of it.
+
+What was there before is recorded first, with what is asked; so it is kept by repair, made anew with its interface, and put back by
+`untune` or with the endpoint, by whichever process comes to it.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import re
+from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
 from atoll import faults
-from atoll.drivers import bridge
-from atoll.engine.endpoints import EndpointVerbs
-from atoll.errors import Invalid, NotFound
-from atoll.firewall.elements import change, guard_elements, link_local
-from atoll.kernel import rtnl
-from atoll.model import check_mac, smallest_mtu
+from atoll.drivers import tuning as driver
+from atoll.engine.changing import ChangingVerbs
+from atoll.errors import AtollError, Conflict, Invalid
+from atoll.kernel import rtnl, sysctl
+from atoll.model import Endpoint, Tuning
 from atoll.plan.execute import dismantle
-from atoll.plan.operations import HOST, AddressAdd, AddressDelete, LinkSet, Operation, Plan, SysctlSet
+from atoll.plan.operations import Plan
 
 if TYPE_CHECKING:
-    from atoll.model import Endpoint, Namespace, Network
+    from collections.abc import Iterable
+
+    from atoll.model import Namespace, Network
+
+#: A path under /proc/sys/net: no part of it is `.` or `..`, and an interface's name may hold dots.
+_SETTING: Final = re.compile(r"net(?:/(?!\.\.?(?:/|\Z))[a-zA-Z0-9_.:@-]{1,64}){1,6}\Z")
+_MOST_SETTINGS: Final = 100
+_LONGEST_VALUE: Final = 1000
+_LONGEST_QUEUE: Final = 1_000_000
 
 
-class TuningVerbs(EndpointVerbs):
-    def set_rates(self, network: str, namespace: str, *, ingress_rate: str = "", egress_rate: str = "", interface: str = "") -> Endpoint:
-        """What an endpoint may receive and send from now on; an empty rate is the network's own, as with `connect`.
+class TuningVerbs(ChangingVerbs):
+    def tune(self, network: str, namespace: str, tuning: Tuning, *, interface: str = "") -> Endpoint:
+        """Make an endpoint's interface and its namespace what is asked, beside what was asked before, and keep them so.
 
-        A limit that ends is taken away before that is recorded, a new one is made after.
+        Raises `Invalid` for a setting that isn't one of the namespace's network, `Failed` when the kernel refuses a value; then all is as
+        it was.
         """
-        faults.begin("set_rates")
-        where, before = self._tuned(network, namespace, interface)
-        after = self._with_rates(where, before, ingress_rate, egress_rate)
-        faults.step()
-        self.do(Plan(tuple(bridge.rates_down(before, after))))
-        return self._change(where, before, after, Plan(tuple(_new_rates(before, after))), _rates_plan(after, before))
+        with faults.whole("tune"):
+            where, endpoint = self._tuned(network, namespace, interface)
+            others = [other for other in self.state.endpoints_of(namespace) if other.id != endpoint.id]
+            _check(where, self.state.namespace(namespace), endpoint, tuning)
+            _check_others(tuning, others)
+            self._retuned(where, endpoint, tuning.mac, tuning.mtu)
+            found = self._found(endpoint, tuning, others)
+            made = structs.replace(endpoint, tuning=_over(tuning, endpoint.tuning), untuned=_over(endpoint.untuned, found))
+            self._record_change(made)
+            faults.step()
+            try:
+                self.retune(network, namespace, mac=tuning.mac, mtu=tuning.mtu, interface=endpoint.interface)
+                self.do(Plan(tuple(driver.changes(tuning, endpoint.interface, namespace))))
+                return self._as_shown(self.state.endpoints[endpoint.id], tuning)
+            except BaseException:
+                self._restore(where, endpoint, _over(_part(endpoint.tuning, tuning), found))
+                raise
 
-    def plan_set_rates(self, network: str, namespace: str, *, ingress_rate: str = "", egress_rate: str = "", interface: str = "") -> Plan:
-        where, before = self._tuned(network, namespace, interface)
-        return _rates_plan(before, self._with_rates(where, before, ingress_rate, egress_rate))
+    def untune(self, network: str, namespace: str, *, interface: str = "") -> Endpoint:
+        """Put back what was there before `tune`. Nothing to put back is success."""
+        with faults.whole("untune"):
+            where, endpoint = self._tuned(network, namespace, interface)
+            if endpoint.tuning == Tuning() == endpoint.untuned:
+                return endpoint
+            others = [other for other in self.state.endpoints_of(namespace) if other.id != endpoint.id]
+            lasting = {setting for other in others for setting in other.tuning.settings}
+            settings = {setting: value for setting, value in endpoint.untuned.settings.items() if setting not in lasting}
+            before = structs.replace(endpoint.untuned, settings=settings)
+            errors = dismantle(self.host, Plan(tuple(driver.changes(before, endpoint.interface, namespace))))
+            self.retune(network, namespace, mac=before.mac, mtu=before.mtu, interface=endpoint.interface)
+            faults.step()
+            made = structs.replace(self.state.endpoints[endpoint.id], tuning=Tuning(), untuned=Tuning())
+            self._record_change(made)
+            self.emit("endpoint.change", network=where.name, namespace=namespace, id=endpoint.id)
+            if errors:
+                raise errors[0]
+            return made
 
-    def retune(self, network: str, namespace: str, *, mac: str = "", mtu: int = 0, interface: str = "") -> Endpoint:
-        """Another MAC address, another MTU (bytes), or both. Neighbours are told of the MAC address; connections go on."""
-        faults.begin("retune")
-        where, before = self._tuned(network, namespace, interface)
-        after = self._retuned(where, before, mac, mtu)
-        return self._change(where, before, after, self._retune_plan(where, before, after), self._retune_plan(where, after, before))
-
-    def plan_retune(self, network: str, namespace: str, *, mac: str = "", mtu: int = 0, interface: str = "") -> Plan:
-        where, before = self._tuned(network, namespace, interface)
-        return self._retune_plan(where, before, self._retuned(where, before, mac, mtu))
+    def tuning_faults(self, network: str, namespace: str, tuning: Tuning, *, interface: str = "") -> list[str]:
+        """What isn't as it was asked, in words; empty when all is."""
+        _, endpoint = self._tuned(network, namespace, interface)
+        found = self._read(endpoint, tuning)
+        wrong: list[str] = []
+        for setting, wanted in tuning.settings.items():
+            there = found.settings.get(setting)
+            same_words = there is not None and there.split() == wanted.split()
+            in_the_kernels_words = endpoint.tuning.asked.get(setting) == wanted and endpoint.tuning.settings[setting] == there
+            if not same_words and not in_the_kernels_words:
+                wrong.append(f"{setting} is {there}, not {wanted}")
+        for name in ("promisc", "allmulti", "queue", "mac", "mtu"):
+            asked, is_so = getattr(tuning, name), getattr(found, name)
+            if asked != is_so:
+                wrong.append(f"{name} of {endpoint.interface} is {is_so}, not {asked}")
+        return wrong
 
     # --- parts ---
 
-    def _tuned(self, network: str, namespace: str, interface: str) -> tuple[Network, Endpoint]:
-        where = self.state.network(network)
-        return where, self.state.endpoint(where, namespace, interface)
+    def _restore(self, network: Network, endpoint: Endpoint, before: Tuning) -> None:
+        """After a failure: the endpoint as it was, in the kernel and in the record."""
+        dismantle(self.host, Plan(tuple(driver.changes(before, endpoint.interface, endpoint.namespace))))
+        with contextlib.suppress(AtollError):
+            mtu = endpoint.mtu or network.mtu
+            self.retune(network.id, endpoint.namespace, mac=endpoint.mac, mtu=mtu, interface=endpoint.interface)
+        self._record_change(structs.replace(self.state.endpoints[endpoint.id], tuning=endpoint.tuning, untuned=endpoint.untuned))
 
-    def _change(self, where: Network, before: Endpoint, after: Endpoint, plan: Plan, back: Plan) -> Endpoint:
-        """Recorded first: what a crash leaves undone is then a difference that recovery puts right."""
-        if before == after:
-            return before
-        self._keep(after)
-        try:
-            self.do(plan)
-        except BaseException:
-            self._keep(before)
-            dismantle(self.host, back)
-            raise
-        self.emit("endpoint.change", network=where.name, namespace=after.namespace, id=after.id)
-        return after
+    def _found(self, endpoint: Endpoint, tuning: Tuning, others: Iterable[Endpoint]) -> Tuning:
+        """What is there of what is asked; where another endpoint of the namespace asks for the same, what was there before that one."""
+        found = self._read(endpoint, tuning)
+        missing = [setting for setting in tuning.settings if setting not in found.settings]
+        if missing:
+            raise Invalid(f"namespace {endpoint.namespace} has no setting {missing[0]}", "`sysctl -a -r ^net` in it shows what it has")
+        settings = dict(found.settings)
+        for other in others:
+            settings |= {setting: value for setting, value in other.untuned.settings.items() if setting in settings}
+        return structs.replace(found, settings=settings)
 
-    def _keep(self, endpoint: Endpoint) -> None:
-        with self.store.transaction():
-            self.store.put(endpoint)
-        self.state.put_endpoint(endpoint)
-
-    def _with_rates(self, where: Network, endpoint: Endpoint, ingress_rate: str, egress_rate: str) -> Endpoint:
-        ingress, egress = self.rates(where, ingress_rate, egress_rate)
-        return structs.replace(endpoint, ingress_rate=ingress, egress_rate=egress)
-
-    def _retuned(self, where: Network, endpoint: Endpoint, mac: str, mtu: int) -> Endpoint:
-        if where.driver not in ("bridge", "macvlan", "ipvlan"):
-            raise Invalid(f"network {where.name} has no interface to change", "it is its namespace's loopback")
-        carrier = self.links().get(where.parent) if where.parent else None
-        lowest, highest = smallest_mtu(ipv6=where.has(6)), carrier.mtu if carrier is not None else 65535
-        if mtu and not lowest <= mtu <= highest:
-            raise Invalid(f"mtu {mtu} is out of range", f"expected {lowest} to {highest} bytes here")
-        mac = endpoint.mac if not mac or check_mac(mac) == endpoint.mac else self.choose_mac(where, mac)
-        return structs.replace(endpoint, mac=mac, mtu=(mtu if mtu != where.mtu else 0) if mtu else endpoint.mtu)
-
-    def _retune_plan(self, where: Network, before: Endpoint, after: Endpoint) -> Plan:
-        """The guard lets both addresses pass while the interface changes from one to the other."""
-        namespace = self.state.namespace(after.namespace)
-        operations: list[Operation] = []
-        mtu = (after.mtu or where.mtu) if before.mtu != after.mtu else None
-        if mtu and where.driver == "bridge":
-            operations.append(LinkSet(HOST, after.host_interface, mtu=mtu))
-            if where.made_bridge:
-                # It goes with the least of its ports until someone has set it to something else than what it has (br_mtu_auto_adjust).
-                operations.append(LinkSet(HOST, where.shard(after.shard), mtu=where.mtu))
-        if before.mac == after.mac:
-            inside = [LinkSet(namespace.name, after.interface, mtu=mtu)] if mtu else []
-            return Plan.of(operations, inside)
-        known, wanted = (set(guard_elements(where, end)) if where.driver == "bridge" else set() for end in (before, after))
-        return Plan.of(
-            change("add", sorted(wanted - known)),
-            operations,
-            _announced(after),
-            [LinkSet(namespace.name, after.interface, mtu=mtu, mac=after.mac)],
-            self._link_local(before, after, namespace),
-            change("delete", sorted(known - wanted)),
+    def _read(self, endpoint: Endpoint, tuning: Tuning) -> Tuning:
+        """What the kernel has of those things that `tuning` speaks of; a setting that it doesn't have is left out."""
+        with self.host.namespace(endpoint.namespace) as fd:
+            values = self.host.visitor.run(fd, lambda: {setting: sysctl.read(setting) for setting in tuning.settings})
+        with self.host.socket_in(endpoint.namespace) as sock:
+            link = rtnl.parse_link(sock.ask(rtnl.get_link(endpoint.interface)).body)
+        return Tuning(
+            settings={setting: value for setting, value in values.items() if value is not None},
+            promisc=link.promisc if tuning.promisc is not None else None,
+            allmulti=link.allmulti if tuning.allmulti is not None else None,
+            queue=link.queue if tuning.queue is not None else None,
+            mac=link.mac if tuning.mac else "",
+            mtu=link.mtu if tuning.mtu else 0,
         )
 
-    def _link_local(self, before: Endpoint, after: Endpoint, namespace: Namespace) -> list[Operation]:
-        """The link-local address that the kernel made of the MAC address stays as it is, and from the new one it may not be used."""
-        old, new = (f"{link_local(end.mac)}/64" for end in (before, after))
-        if not after.address(6):
-            return []
-        try:
-            with self.host.socket_in(namespace.name) as sock:
-                there = {str(row.interface) for row in rtnl.addresses(sock)}
-        except NotFound:
-            return []
-        name, link = namespace.name, after.interface
-        return [AddressDelete(name, link, old), AddressAdd(name, link, new)] if old in there else []
+    def _as_shown(self, endpoint: Endpoint, tuning: Tuning) -> Endpoint:
+        """The record with the values that the kernel shows for what was written, which it may put in other words."""
+        shown = self._read(endpoint, Tuning(settings=tuning.settings)).settings
+        other = {setting: value for setting, value in shown.items() if value != tuning.settings[setting]}
+        if not other:
+            return endpoint
+        settings, asked = endpoint.tuning.settings | other, endpoint.tuning.asked | {key: tuning.settings[key] for key in other}
+        made = structs.replace(endpoint, tuning=structs.replace(endpoint.tuning, settings=settings, asked=asked))
+        self._record_change(made)
+        return made
 
 
-def _announced(endpoint: Endpoint) -> list[Operation]:
-    """The kernel tells the neighbours of a new MAC address, where it is asked to (ip-sysctl.rst)."""
-    inside, link = endpoint.namespace, endpoint.interface
-    settings = ["net/ipv4/conf/{}/arp_notify"] if endpoint.address(4) else []
-    settings += ["net/ipv6/conf/{}/ndisc_notify"] if endpoint.address(6) else []
-    return [SysctlSet(inside, setting.format(link), "1") for setting in settings]
+def _over(upper: Tuning, lower: Tuning) -> Tuning:
+    """The two together; where both speak of something, `upper`."""
+    return Tuning(
+        settings=lower.settings | upper.settings,
+        asked={key: value for key, value in (lower.asked | upper.asked).items() if key in upper.asked or key not in upper.settings},
+        promisc=lower.promisc if upper.promisc is None else upper.promisc,
+        allmulti=lower.allmulti if upper.allmulti is None else upper.allmulti,
+        queue=lower.queue if upper.queue is None else upper.queue,
+        mac=upper.mac or lower.mac,
+        mtu=upper.mtu or lower.mtu,
+    )
 
 
-def _new_rates(before: Endpoint, after: Endpoint) -> list[Operation]:
-    known = bridge.rates_up(before)
-    return [part for part in bridge.rates_up(after) if part not in known]
+def _part(tuning: Tuning, like: Tuning) -> Tuning:
+    """What `tuning` says of those things that `like` speaks of."""
+    return Tuning(
+        settings={setting: value for setting, value in tuning.settings.items() if setting in like.settings},
+        promisc=tuning.promisc if like.promisc is not None else None,
+        allmulti=tuning.allmulti if like.allmulti is not None else None,
+        queue=tuning.queue if like.queue is not None else None,
+    )
 
 
-def _rates_plan(before: Endpoint, after: Endpoint) -> Plan:
-    return Plan.of(bridge.rates_down(before, after), _new_rates(before, after))
+def _check(network: Network, namespace: Namespace, endpoint: Endpoint, tuning: Tuning) -> None:
+    if network.driver not in ("bridge", "macvlan", "ipvlan"):
+        raise Invalid(f"{namespace.name} has no interface of its own on network {network.name}", "tune one on another network")
+    if namespace.kind not in ("created", "adopted"):
+        raise Invalid(f"the inside of {namespace.name} is set up by someone else", "tune it there")
+    if endpoint.state != "ready":
+        raise Conflict(f"{namespace.name} on {network.name} is {endpoint.state}", "try again in a moment")
+    if len(tuning.settings) > _MOST_SETTINGS:
+        raise Invalid(f"{len(tuning.settings)} settings are too many", f"at most {_MOST_SETTINGS}")
+    for setting, value in tuning.settings.items():
+        if not _SETTING.match(setting):
+            raise Invalid(f"{setting[:80]!r} is not a setting of a network", "such as net/ipv4/conf/eth0/arp_filter")
+        if not value or len(value) > _LONGEST_VALUE or not value.replace("\t", " ").isprintable():
+            raise Invalid(f"{value[:40]!r} is not a value for {setting}", f"1 to {_LONGEST_VALUE} printable characters")
+        if setting.endswith("/disable_ipv6") and value != "0" and endpoint.address(6):
+            raise Invalid(f"{setting} can't be {value}: {namespace.name} has an IPv6 address on {network.name}", "use a network without")
+    if tuning.queue is not None and not 0 <= tuning.queue <= _LONGEST_QUEUE:
+        raise Invalid(f"{tuning.queue} is not the length of a queue", f"0 to {_LONGEST_QUEUE} packets")
+
+
+def _check_others(tuning: Tuning, others: Iterable[Endpoint]) -> None:
+    """Of two endpoints that ask for different values of one setting neither would be kept."""
+    for other in others:
+        for setting, value in other.tuning.settings.items():
+            if setting in tuning.settings and tuning.settings[setting].split() != value.split():
+                raise Conflict(f"{setting} is {value} for {other.interface} of {other.namespace}", "ask for the same value, or only once")

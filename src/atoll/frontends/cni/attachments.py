@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, Any, Final
@@ -135,13 +136,14 @@ def attach(engine: Engine, request: Request, network: Network, *, servers: tuple
 
 
 def detach(engine: Engine, network: Network, endpoint: Endpoint) -> None:
-    """Disconnect an attachment, and let go of a namespace that was adopted for attachments when it was the last."""
-    try:
-        engine.disconnect(network.id, endpoint.namespace, interface=endpoint.interface)
-    finally:
-        namespace = engine.state.namespaces.get(endpoint.namespace)
-        if namespace is not None and namespace.source.startswith("cni:") and not engine.state.endpoints_of(namespace.name):
+    """Disconnect an attachment; a namespace that was adopted for attachments is let go with the last one."""
+    namespace = engine.state.namespaces.get(endpoint.namespace)
+    if namespace is not None and namespace.source.startswith("cni:") and engine.state.endpoints_of(namespace.name) == [endpoint]:
+        # A program of `atoll run` in it keeps it under our care.
+        with contextlib.suppress(Conflict):
             engine.remove_namespace(namespace.name)
+            return
+    engine.disconnect(network.id, endpoint.namespace, interface=endpoint.interface)
 
 
 def collect(engine: Engine, request: Request) -> None:

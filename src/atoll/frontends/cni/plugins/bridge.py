@@ -56,12 +56,12 @@ class Configuration(InterfaceConfiguration, frozen=True):
 
 def add(engine: Engine, request: Request) -> Result:
     configuration, scheme = _read(engine, request)
-    network = networks.join(engine, _wanted(engine, request, configuration, scheme))
-    if configuration.is_default_gateway:
-        scheme = _with_defaults(scheme)
-    endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
-    dns = configuration.dns if configuration.dns != Dns() else scheme.dns
-    return result(engine, request, network, endpoint, scheme, dns=dns, bridge=True)
+    with networks.joined(engine, _wanted(engine, request, configuration, scheme)) as network:
+        if configuration.is_default_gateway:
+            scheme = _with_defaults(scheme)
+        endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
+        dns = configuration.dns if configuration.dns != Dns() else scheme.dns
+        return result(engine, request, network, endpoint, scheme, dns=dns, bridge=True)
 
 
 def status(engine: Engine, request: Request) -> None:

@@ -27,10 +27,10 @@ __all__ = ["add", "check", "delete", "gc", "status"]
 
 def add(engine: Engine, request: Request) -> Result:
     configuration, scheme = _read(request)
-    network = networks.join(engine, _wanted(request, configuration, scheme))
-    endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
-    dns = configuration.dns if configuration.dns != Dns() else scheme.dns
-    return result(engine, request, network, endpoint, scheme, dns=dns, bridge=False)
+    with networks.joined(engine, _wanted(request, configuration, scheme)) as network:
+        endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
+        dns = configuration.dns if configuration.dns != Dns() else scheme.dns
+        return result(engine, request, network, endpoint, scheme, dns=dns, bridge=False)
 
 
 def status(engine: Engine, request: Request) -> None:
