@@ -38,8 +38,8 @@ class DockerNetwork(Struct, frozen=True, omit_defaults=True, kw_only=True):
 class DockerEndpoint(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """`id` and `network` are Docker's. `addresses` carry their prefix length. `ports` are as Docker last said them, as specs for publish.
 
-    `sandbox` is the key (a path) of the sandbox that it was joined to, empty before Join and after Leave; `external` says that its ports
-    are to be open. The Atoll endpoint, from Join to DeleteEndpoint, is the one that `owner(id)` owns.
+    `sandbox` is the key (a path) of the sandbox that it was joined to last, empty before Join; `joined` is true from Join to Leave;
+    `external` says that its ports are to be open. The Atoll endpoint, from Join to DeleteEndpoint, is the one that `owner(id)` owns.
     """
 
     id: str
@@ -50,18 +50,21 @@ class DockerEndpoint(Struct, frozen=True, omit_defaults=True, kw_only=True):
     ingress_rate: str = ""
     egress_rate: str = ""
     sandbox: str = ""
+    joined: bool = False
     external: bool = False
     created: float = 0.0
 
 
 class DockerPool(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A pool that our IPAM driver gave to Docker. Until a network is made of it (`network`, Atoll's id) its addresses are leases of the
-    engine's pool `id`; from then on they are held in the network's own pool, for `holder(id)`."""
+    engine's pool `id`; from then on they are held in the network's own pool, for `holder(id)`. `docker_network` is Docker's id of the
+    network that it serves, from CreateNetwork on; of a network of another driver we are never told."""
 
     id: str
     subnet: str
     ranges: tuple[str, ...] = ()
     network: str = ""
+    docker_network: str = ""
     created: float = 0.0
 
 
@@ -127,7 +130,7 @@ class Records:
         return [endpoint for endpoint in self._endpoints.values() if endpoint.network == id_]
 
     def in_sandbox(self, key: str) -> list[DockerEndpoint]:
-        """The endpoints that are joined to a sandbox: one container's."""
+        """The endpoints of a sandbox: one container's, also those that have left it and are not deleted yet."""
         return [self._endpoints[id_] for id_ in self._sandboxes.get(key, ())]
 
     def put(self, record: Record) -> None:
