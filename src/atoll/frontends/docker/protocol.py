@@ -15,6 +15,8 @@ from msgspec import Meta, Raw, Struct, field
 from atoll.errors import Invalid
 
 MEDIA_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
+#: Whose pools they are, as Docker tells the driver when it makes a network of one.
+ADDRESS_SPACE: Final = "AtollLocal"
 
 #: 64 hex digits, or 25 letters and digits for what a swarm made.
 Id = Annotated[str, Meta(pattern=r"\A[a-zA-Z0-9]{1,64}\Z")]
@@ -188,8 +190,8 @@ class IpamCapabilities(Struct, frozen=True, kw_only=True):
 
 
 class AddressSpaces(Struct, frozen=True, kw_only=True):
-    local: str = field(name="LocalDefaultAddressSpace")
-    world: str = field(name="GlobalDefaultAddressSpace")
+    local: str = field(name="LocalDefaultAddressSpace", default=ADDRESS_SPACE)
+    world: str = field(name="GlobalDefaultAddressSpace", default="AtollGlobal")
 
 
 class Pool(Struct, frozen=True, kw_only=True):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: Labels of a network that was made for Docker; the second holds Docker's id of it.
 DOOR_LABEL: Final = "atoll.door"
 NETWORK_LABEL: Final = "atoll.docker.network"
+#: For whom a network's addresses are held (`engine.hold_address`) that Docker has for an endpoint, before Join and after DeleteEndpoint too.
+HOLDER: Final = "docker"
 
 
 class DockerNetwork(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -57,7 +59,7 @@ class DockerEndpoint(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 class DockerPool(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A pool that our IPAM driver gave to Docker. Until a network is made of it (`network`, Atoll's id) its addresses are leases of the
-    engine's pool `id`; from then on they are held in the network's own pool, for `holder(id)`. `docker_network` is Docker's id of the
+    engine's pool `id`; from then on they are held in the network's own pool, for `HOLDER`. `docker_network` is Docker's id of the
     network that it serves, from CreateNetwork on; of a network of another driver we are never told."""
 
     id: str
@@ -79,13 +81,8 @@ _FACTS: Final[dict[type[Record], str]] = {
 
 
 def owner(endpoint: str) -> str:
-    """Who an Atoll endpoint belongs to that Docker knows as `endpoint`; also who its address is held for before it is made."""
+    """Who an Atoll endpoint belongs to that Docker knows as `endpoint`."""
     return f"docker:{endpoint}"
-
-
-def holder(pool: str) -> str:
-    """Whom an address is held for that Docker has requested from a pool and not yet given to an endpoint."""
-    return f"docker-pool:{pool}"
 
 
 class Records:
