@@ -34,10 +34,10 @@ from atoll.model import check_mac, interface
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from atoll.engine.network_request import NetworkRequest
     from atoll.frontends.docker.door import Door
     from atoll.frontends.docker.records import DockerPool
-    from atoll.ipam import Prefix
-    from atoll.model import Endpoint, Namespace, Network
+    from atoll.model import Endpoint, Namespace, Network, Prefix
 
 _NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_.-]")
 
@@ -149,7 +149,7 @@ def _made_before(door: Door, docker_id: str) -> Network | None:
     return next((n for n in door.engine.state.networks.values() if n.labels.get(NETWORK_LABEL) == docker_id), None)
 
 
-def _request(call: protocol.CreateNetwork, pools: Collection[DockerPool]) -> words.NetworkRequest:
+def _request(call: protocol.CreateNetwork, pools: Collection[DockerPool]) -> NetworkRequest:
     return words.new_network(call, {_prefix(pool): pool.ranges for pool in pools})
 
 
