@@ -116,7 +116,7 @@ class Server:
     # --- the socket ---
 
     def _listen(self, name: str, *, group: str = "") -> socket.socket:
-        """A socket for the owner, and for a group if there is one of that name; a stale one is replaced, since holding the state proves that
+        """A socket for the owner, and for a group if there is such a one; a stale one is replaced, since holding the state proves that
         nobody serves it."""
         self._run.mkdir(parents=True, exist_ok=True, mode=0o755)
         if self._run.stat().st_uid != os.geteuid():

@@ -358,13 +358,17 @@ def delete_endpoint(door: Door, call: protocol.OfEndpoint) -> protocol.Done:
 
 
 def forget_endpoint(door: Door, record: DockerEndpoint, *, keep: bool = False) -> None:
-    """Take away all that a record speaks of, and the record. `keep` leaves addresses that Docker is going to release by itself."""
+    """Take away all that a record speaks of, and the record. `keep` leaves addresses that Docker is going to release by itself: until then
+    nobody else may have them, or the release would be of theirs."""
     _detach(door, record)
     network = door.records.networks.get(record.network)
     where = door.engine.state.networks.get(network.network) if network is not None else None
     for text in record.addresses if where is not None else ():
         address = text.partition("/")[0]
-        if where is not None and not (keep and door.pool_of(record.network, address)):
+        if where is not None and keep and door.pool_of(record.network, address):
+            with contextlib.suppress(Conflict):  # somebody else's already
+                door.engine.hold_address(where.id, HOLDER, address)
+        elif where is not None:
             door.drop_hold(where, address)
     door.records.drop(record)
 
