@@ -35,7 +35,7 @@ def settle_in(dockerd: Dockerd, joined: dict[str, Any], namespace: str) -> None:
     del dockerd
     Shell().run(
         f"ip link set {name['SrcName']} netns {namespace} name {name['DstPrefix']}0\n"
-        f"ip -n {namespace} link set eth0 address {joined['MacAddress']}\n"
+        f"ip -n {namespace} link set lo up\nip -n {namespace} link set eth0 address {joined['MacAddress']}\n"
         f"ip -n {namespace} address add {address} dev eth0\nip -n {namespace} link set eth0 up\n"
         f"ip -n {namespace} route add default via {joined['Gateway']}"
     )
@@ -349,7 +349,7 @@ def test_a_network_that_others_use_by_now_stays_as_theirs(dockerd: Dockerd, engi
 def test_empty_and_wrong_bodies_are_refused_and_change_nothing(engine: Engine, body: bytes) -> None:
     door = Door(engine)
     bare = ("Plugin.Activate", "GetCapabilities", "GetDefaultAddressSpaces", "Discover")
-    harmless = ("GwAllocCheck", "RequestPool") if body == b"{}" else ()
+    harmless = ("GwAllocCheck", "RequestPool") if body.endswith(b"}") else ()  # they need nothing, and unknown fields are ignored
     for name in METHODS:
         if any(part in name for part in (*bare, *harmless)):
             continue
