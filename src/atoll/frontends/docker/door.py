@@ -11,6 +11,7 @@ from atoll.frontends.docker.records import HOLDER, NETWORK_LABEL, DockerNetwork,
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
+    from atoll.frontends.docker.protocol import PoolData
     from atoll.frontends.docker.records import DockerPool
     from atoll.model import Network
 
@@ -33,6 +34,15 @@ class Door:
         value = ipaddress.ip_address(address)
         mine = (pool for pool in self.records.pools.values() if pool.docker_network == docker_network)
         return next((pool for pool in mine if value in ipaddress.ip_network(pool.subnet)), None)
+
+    def is_meant(self, pool: DockerPool, data: PoolData) -> bool:
+        """Whether a subnet of a new network may be this pool. One that Docker knows as everything is told by its gateway, which no two
+        networks of a host share."""
+        if data.pool != (pool.told or pool.subnet):
+            return False
+        network = self.engine.state.networks.get(pool.network)
+        gateways = [subnet.gateway for subnet in network.subnets] if network is not None else []
+        return data.pool == pool.subnet or data.gateway.partition("/")[0] in gateways
 
     def bind(self, pool: DockerPool, record: DockerNetwork) -> None:
         """A pool is one of Docker's networks from now on: its leases are held in the network's own pool, but for what the network itself

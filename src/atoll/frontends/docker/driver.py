@@ -98,12 +98,14 @@ def delete_network(door: Door, call: protocol.OfNetwork) -> protocol.Done:
 def _pools_for(door: Door, call: protocol.CreateNetwork) -> list[DockerPool]:
     """The pools that our IPAM driver gave for this network. Docker names their subnets and not their ids: of those that no network was
     made of the latest is meant."""
-    free = {pool.subnet: pool for pool in door.records.pools.values() if pool.docker_network in ("", call.network)}
-    given = [data.pool for data in (*(call.ipv4 or ()), *(call.ipv6 or ())) if data.address_space == protocol.ADDRESS_SPACE]
-    missing = [subnet for subnet in given if subnet not in free]
-    if missing:
-        raise NotFound(f"no pool {missing[0][:80]} was requested here", "docker network create asks for one by itself")
-    return [free[subnet] for subnet in given]
+    found: list[DockerPool] = []
+    for data in (*(call.ipv4 or ()), *(call.ipv6 or ())):
+        if data.address_space == protocol.ADDRESS_SPACE:
+            free = [pool for pool in door.records.pools.values() if pool.docker_network in ("", call.network) and door.is_meant(pool, data)]
+            if not free:
+                raise NotFound(f"no pool {data.pool[:80]} was requested here", "docker network create asks for one by itself")
+            found.append(free[-1])
+    return found
 
 
 def _network_to_join(door: Door, call: protocol.CreateNetwork, pools: Collection[DockerPool]) -> Network | None:

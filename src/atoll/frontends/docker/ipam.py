@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: Of an answer to RequestPool: the gateway's address, so that Docker requests none.
 _GATEWAY: Final = "com.docker.network.gateway"
+_EVERYTHING: Final = {4: "0.0.0.0/0", 6: "::/0"}
 #: Of RequestAddress.
 _KIND: Final = "RequestAddressType"
 
@@ -81,7 +82,11 @@ def _ranges(call: protocol.RequestPool, subnet: Prefix) -> tuple[str, ...]:
 
 
 def _join_pool(door: Door, call: protocol.RequestPool, name: str) -> protocol.Pool:
-    """The pool of a network that exists, with its gateway, so that Docker requests none."""
+    """The pool of a network that exists, with its gateway, so that Docker requests none.
+
+    Docker takes no subnet to which the host has a route, unless it was named with `--subnet`: it would ask for another one again and again.
+    But it doesn't mind `0.0.0.0/0`, which its null IPAM says, and takes addresses as they are given.
+    """
     network = door.engine.state.network(name)
     version = 6 if call.v6 else 4
     subnets = [subnet for subnet in network.subnets if subnet.version == version]
@@ -92,10 +97,13 @@ def _join_pool(door: Door, call: protocol.RequestPool, name: str) -> protocol.Po
         raise Invalid(f"{call.pool[:80]} is no subnet of network {network.name}", f"leave out --subnet, or name {subnets[0].subnet}")
     if call.sub_pool and call.sub_pool not in found.ranges:
         raise Invalid(f"network {network.name} says itself where its addresses are taken from", "leave out --ip-range")
-    pool = DockerPool(id=_new_id(door), subnet=found.subnet, ranges=found.ranges, network=network.id, created=door.engine.now())
+    told = call.pool or _EVERYTHING[version]
+    if not call.pool and not found.gateway:
+        raise Invalid(f"network {network.name} has no gateway for Docker to know it by", f"--subnet {found.subnet}")
+    pool = DockerPool(id=_new_id(door), subnet=found.subnet, ranges=found.ranges, network=network.id, told=told, created=door.engine.now())
     door.records.put(pool)
     data = {_GATEWAY: _with_length(found.gateway, found)} if found.gateway else {}
-    return protocol.Pool(pool=pool.id, subnet=pool.subnet, data=data)
+    return protocol.Pool(pool=pool.id, subnet=told, data=data)
 
 
 def release_pool(door: Door, call: protocol.ReleasePool) -> protocol.Done:

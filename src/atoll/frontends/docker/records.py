@@ -60,13 +60,15 @@ class DockerEndpoint(Struct, frozen=True, omit_defaults=True, kw_only=True):
 class DockerPool(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A pool that our IPAM driver gave to Docker. Until a network is made of it (`network`, Atoll's id) its addresses are leases of the
     engine's pool `id`; from then on they are held in the network's own pool, for `HOLDER`. `docker_network` is Docker's id of the
-    network that it serves, from CreateNetwork on; of a network of another driver we are never told."""
+    network that it serves, from CreateNetwork on; of a network of another driver we are never told. `told` is the subnet as Docker knows
+    it."""
 
     id: str
     subnet: str
     ranges: tuple[str, ...] = ()
     network: str = ""
     docker_network: str = ""
+    told: str = ""
     created: float = 0.0
 
 
