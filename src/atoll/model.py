@@ -127,7 +127,8 @@ class Network(Struct, frozen=True, omit_defaults=True):
 class Namespace(Struct, frozen=True, omit_defaults=True):
     """A network namespace under our care. `device` and `inode` tell it from any other as long as it lives; an adopted one also knows
     where it came from and, if that was a process, which (`pid`, `start` in ticks since boot `boot`). `servers` are asked about names of the
-    world outside instead of its network's; `files`: an adopted one has a resolv.conf and hosts of ours, as each created one has."""
+    world outside instead of its network's; `files`: an adopted one has a resolv.conf and hosts of ours, as each created one has.
+    `resolver` is the address of somebody else's resolver inside, which is asked first about what we don't know."""
 
     name: str
     kind: NamespaceKind = "created"
@@ -138,7 +139,9 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     start: int = 0
     boot: str = ""
     named: bool = True
+    path: str = ""
     servers: tuple[str, ...] = ()
+    resolver: str = ""
     files: bool = False
     labels: dict[str, str] = {}
     created: float = 0.0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from atoll.engine.reconcile import Reconcile
+from atoll.engine.resolvers import ResolverVerbs
 from atoll.engine.runs import RunVerbs
 
 
-class Engine(RunVerbs, Reconcile):
+class Engine(ResolverVerbs, RunVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:
