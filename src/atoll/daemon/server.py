@@ -31,6 +31,7 @@ from atoll.daemon.watcher import Watcher
 from atoll.engine import Engine
 from atoll.engine.files import Files, links_of_the_machine
 from atoll.errors import AtollError, Denied, Failed, Invalid
+from atoll.frontends import docker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -88,19 +89,25 @@ class Server:
             loop.add_signal_handler(number, self._stopping.set)
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1)
         await runner.setup()
+        door = await self.on_engine(lambda: docker.Door(self._engine))
+        plugin = web.AppRunner(docker.application(door, self.on_engine), access_log=None, shutdown_timeout=1)
+        await plugin.setup()
         try:
-            await web.SockSite(runner, self._listen()).start()
+            await web.SockSite(plugin, self._listen("docker.sock")).start()
+            await web.SockSite(runner, self._listen("atoll.sock", group=_GROUP)).start()
             self._watch(loop)
             self._watch_names()
             ready()
             await self._stopping.wait()
         finally:
-            with contextlib.suppress(OSError):
-                (self._run / "atoll.sock").unlink()
+            for name in ("atoll.sock", "docker.sock"):
+                with contextlib.suppress(OSError):
+                    (self._run / name).unlink()
             for task in self._tasks:
                 task.cancel()
             self._forget_names()
             await runner.cleanup()
+            await plugin.cleanup()
             await self._neighbourhood.stop()
             await self.on_engine(self._watcher.close)
             await self.on_engine(self._engine.close)
@@ -108,12 +115,13 @@ class Server:
 
     # --- the socket ---
 
-    def _listen(self) -> socket.socket:
-        """The socket for the owner and the group `atoll`; a stale one is replaced, since holding the state proves that nobody serves it."""
+    def _listen(self, name: str, *, group: str = "") -> socket.socket:
+        """A socket for the owner, and for a group if there is such a one; a stale one is replaced, since holding the state proves that
+        nobody serves it."""
         self._run.mkdir(parents=True, exist_ok=True, mode=0o755)
         if self._run.stat().st_uid != os.geteuid():
             raise Denied(f"{self._run} belongs to another user", "set ATOLL_RUN to a folder of your own")
-        path = self._run / "atoll.sock"
+        path = self._run / name
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -126,8 +134,9 @@ class Server:
         finally:
             os.umask(mask)
         with contextlib.suppress(KeyError, PermissionError):
-            os.chown(path, -1, grp.getgrnam(_GROUP).gr_gid)
-            path.chmod(0o660)
+            if group:
+                os.chown(path, -1, grp.getgrnam(group).gr_gid)
+                path.chmod(0o660)
         return sock
 
     def _application(self) -> web.Application:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from msgspec import Struct, structs
 
 from atoll import ipam
+from atoll.drivers import routing
 from atoll.errors import Conflict, Invalid, NotFound
 from atoll.kernel import rtnl
 from atoll.model import (
@@ -15,11 +16,14 @@ from atoll.model import (
     DRIVERS,
     PREDEFINED,
     Network,
+    Route,
     Subnet,
     check_interface,
     check_labels,
     check_mac,
+    check_metric,
     check_name,
+    check_route,
     check_servers,
     parse_rate,
 )
@@ -62,12 +66,16 @@ class NetworkRequest(Struct, frozen=True, forbid_unknown_fields=True):
     ipv4: bool = True
     ipv6: bool = False
     internal: bool = False
+    isolation: str = "strict"
     icc: bool = True
     masquerade: bool = True
     guard: bool = True
     mtu: int = 0
     ingress_rate: str = ""
     egress_rate: str = ""
+    routes: tuple[Route, ...] = ()
+    default_route: bool = True
+    metric: int = 0
     dns: bool = True
     servers: tuple[str, ...] = ()
     options: dict[str, str] = {}
@@ -110,10 +118,14 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
         subnets=subnets,
         kept_addresses=kept,
         internal=request.internal,
+        routes=tuple(map(check_route, request.routes)),
+        default_route=request.default_route,
+        metric=check_metric(request.metric),
         mtu=_mtu(request, network, facts),
         options=options,
     )
     _check_snat(network)
+    routing.check(network.routes, [ipaddress.ip_network(subnet.subnet) for subnet in subnets])
     return Chosen(network, tuple(notes))
 
 

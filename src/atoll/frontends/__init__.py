@@ -1,1 +1,1 @@
-"""Front doors: the protocols of Docker, Podman and CNI runtimes, each in its own words. They translate; the engine does the work."""
+"""The front doors: what Docker, Podman and CNI runtimes ask, in Atoll's words. They translate; the engine does the work."""

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from atoll.frontends.docker.records import HOLDER, DockerNetwork, Records
-from atoll.frontends.docker.records import NETWORK_LABEL
+from atoll.frontends.docker.records import HOLDER, NETWORK_LABEL, DockerNetwork, Records
 
 if TYPE_CHECKING:
     from atoll.engine import Engine

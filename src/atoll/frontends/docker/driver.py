@@ -34,10 +34,10 @@ from atoll.model import check_mac, interface
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from atoll.engine.network_request import NetworkRequest
     from atoll.frontends.docker.door import Door
     from atoll.frontends.docker.records import DockerPool
-    from atoll.ipam import Prefix
-    from atoll.model import Endpoint, Namespace, Network
+    from atoll.model import Endpoint, Namespace, Network, Prefix
 
 _NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_.-]")
 
@@ -149,7 +149,7 @@ def _made_before(door: Door, docker_id: str) -> Network | None:
     return next((n for n in door.engine.state.networks.values() if n.labels.get(NETWORK_LABEL) == docker_id), None)
 
 
-def _request(call: protocol.CreateNetwork, pools: Collection[DockerPool]) -> words.NetworkRequest:
+def _request(call: protocol.CreateNetwork, pools: Collection[DockerPool]) -> NetworkRequest:
     return words.new_network(call, {_prefix(pool): pool.ranges for pool in pools})
 
 
@@ -358,13 +358,17 @@ def delete_endpoint(door: Door, call: protocol.OfEndpoint) -> protocol.Done:
 
 
 def forget_endpoint(door: Door, record: DockerEndpoint, *, keep: bool = False) -> None:
-    """Take away all that a record speaks of, and the record. `keep` leaves addresses that Docker is going to release by itself."""
+    """Take away all that a record speaks of, and the record. `keep` leaves addresses that Docker is going to release by itself: until then
+    nobody else may have them, or the release would be of theirs."""
     _detach(door, record)
     network = door.records.networks.get(record.network)
     where = door.engine.state.networks.get(network.network) if network is not None else None
     for text in record.addresses if where is not None else ():
         address = text.partition("/")[0]
-        if where is not None and not (keep and door.pool_of(record.network, address)):
+        if where is not None and keep and door.pool_of(record.network, address):
+            with contextlib.suppress(Conflict):  # somebody else's already
+                door.engine.hold_address(where.id, HOLDER, address)
+        elif where is not None:
             door.drop_hold(where, address)
     door.records.drop(record)
 

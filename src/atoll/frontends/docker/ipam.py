@@ -126,6 +126,8 @@ def _lease(door: Door, pool: DockerPool, wanted: str, *, is_gateway: bool) -> st
     subnet = ipam.parse_subnet(pool.subnet)
     if is_gateway and not wanted:
         wanted = str(ipam.next_gateway(subnet, [ipam.parse_subnet(text) for text in pool.ranges], {}))
+    if wanted in door.engine.leases(pool.id):
+        raise Conflict(f"{wanted} is in use in pool {pool.subnet}", "choose another, or name none to get a free one")
     return door.engine.lease(pool.id, HOLDER, wanted, again=True)
 
 

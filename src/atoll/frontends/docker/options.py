@@ -10,6 +10,7 @@ from atoll.errors import Invalid
 from atoll.frontends.docker.protocol import NetworkOptions, PortBinding, option
 from atoll.frontends.docker.records import DOOR_LABEL, NETWORK_LABEL
 from atoll.ipam import parse_subnet
+from atoll.model import check_labels
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -55,7 +56,7 @@ def gateways(data: Iterable[PoolData]) -> list[str]:
 
 
 def aux_addresses(data: Iterable[PoolData]) -> dict[str, str]:
-    return {name: _bare(text) for pool in data for name, text in (pool.aux or {}).items()}
+    return check_labels({name: _bare(text) for pool in data for name, text in (pool.aux or {}).items()}, "reserved address")
 
 
 def new_network(call: CreateNetwork, ranges: Mapping[Prefix, Collection[str]]) -> NetworkRequest:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Labels of a network that was made for Docker; the second holds Docker's id of it.
 DOOR_LABEL: Final = "atoll.door"
 NETWORK_LABEL: Final = "atoll.docker.network"
-#: For whom a network's addresses are held (`engine.hold_address`) that Docker has for an endpoint, before Join and after DeleteEndpoint too.
+#: For whom addresses of a network are held (`engine.hold_address`) that Docker has, also before Join and after DeleteEndpoint.
 HOLDER: Final = "docker"
 
 
