@@ -1,4 +1,4 @@
-"""A namespace with a resolver of somebody else's inside, as Docker's containers have: it is asked first what the name server doesn't know."""
+"""A namespace with a resolver of somebody else's inside, as Docker's containers have: it is asked first what we don't know."""
 
 from __future__ import annotations
 

@@ -153,6 +153,7 @@ class Forwarder:
             flight.next()
         else:
             flight.waiters.append(waiter)
+            flight.joined()
 
     def tell(self, waiter: Waiter, data: bytes) -> None:
         waiter.tell(wire.cut(wire.respell(data, waiter.query), waiter.query, waiter.room))
@@ -209,11 +210,18 @@ class _Flight:
             self._owner.sent += 1
             self._attempts.add(_Attempt(self, self._owner.loop, where, self._data, self._transport))
             last = self._asked == rounds * count
-            pause = PATIENCE if last else HEAD_START if self._asked % count else AGAIN
+            # One inside knows best, unless it asks us: see `joined`.
+            pause = PATIENCE if last else HEAD_START if self._asked % count and not where.path else AGAIN
         else:
             pause = PATIENCE
         left = self._begun + PATIENCE - time.monotonic()
         self._owner.loop.after(min(pause, left), lambda: self._time(turn))
+
+    def joined(self) -> None:
+        """Another waits for the answer: perhaps the resolver inside itself, whose servers we may be. Then it is others' turn."""
+        if self._asked == 1 and self._targets[0].path:
+            turn = self._turn
+            self._owner.loop.after(HEAD_START, lambda: self._time(turn))
 
     def _time(self, turn: int) -> None:
         if self._done or turn != self._turn:
