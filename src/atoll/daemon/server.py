@@ -13,8 +13,6 @@ import logging
 import os
 import pwd
 import signal
-import socket
-import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,8 +23,10 @@ from aiohttp import web
 
 import atoll
 from atoll.daemon.calls import ROUTES, decode
+from atoll.daemon.doors import Doors
 from atoll.daemon.events import Events
 from atoll.daemon.neighbourhood import Neighbourhood
+from atoll.daemon.sockets import listen, peer
 from atoll.daemon.watcher import Watcher
 from atoll.engine import Engine
 from atoll.engine.files import Files, links_of_the_machine
@@ -34,6 +34,7 @@ from atoll.errors import AtollError, Denied, Failed, Invalid
 from atoll.frontends import docker
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable
 
     from atoll.daemon.calls import Call
@@ -89,12 +90,14 @@ class Server:
             loop.add_signal_handler(number, self._stopping.set)
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1)
         await runner.setup()
+        doors = Doors(self._engine, self.on_engine, self._run / "doors.sock")
         door = await self.on_engine(lambda: docker.Door(self._engine))
         plugin = web.AppRunner(docker.application(door, self.on_engine), access_log=None, shutdown_timeout=1)
         await plugin.setup()
         try:
-            await web.SockSite(plugin, self._listen("docker.sock")).start()
-            await web.SockSite(runner, self._listen("atoll.sock", group=_GROUP)).start()
+            await web.SockSite(runner, self._listen()).start()
+            await web.SockSite(plugin, listen(self._run / "docker.sock")).start()
+            doors.start()
             self._watch(loop)
             self._watch_names()
             ready()
@@ -103,6 +106,7 @@ class Server:
             for name in ("atoll.sock", "docker.sock"):
                 with contextlib.suppress(OSError):
                     (self._run / name).unlink()
+            await doors.close()
             for task in self._tasks:
                 task.cancel()
             self._forget_names()
@@ -115,28 +119,16 @@ class Server:
 
     # --- the socket ---
 
-    def _listen(self, name: str, *, group: str = "") -> socket.socket:
-        """A socket for the owner, and for a group if there is such a one; a stale one is replaced, since holding the state proves that
-        nobody serves it."""
+    def _listen(self) -> socket.socket:
+        """The socket for the owner and the group `atoll`."""
         self._run.mkdir(parents=True, exist_ok=True, mode=0o755)
         if self._run.stat().st_uid != os.geteuid():
             raise Denied(f"{self._run} belongs to another user", "set ATOLL_RUN to a folder of your own")
-        path = self._run / name
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        except OSError as error:
-            sock.close()
-            raise Failed(f"listening on {path}: {error.strerror or error}", "set ATOLL_RUN to a shorter or writable path") from None
-        finally:
-            os.umask(mask)
+        path = self._run / "atoll.sock"
+        sock = listen(path)
         with contextlib.suppress(KeyError, PermissionError):
-            if group:
-                os.chown(path, -1, grp.getgrnam(group).gr_gid)
-                path.chmod(0o660)
+            os.chown(path, -1, grp.getgrnam(_GROUP).gr_gid)
+            path.chmod(0o660)
         return sock
 
     def _application(self) -> web.Application:
@@ -164,10 +156,10 @@ class Server:
 
     def _check_peer(self, request: web.Request) -> None:
         """The socket's mode decides; the peer's credentials are checked as well, should the mode ever be wrong."""
-        peer = request.transport.get_extra_info("socket") if request.transport else None
-        if peer is None:
+        sock = request.transport.get_extra_info("socket") if request.transport else None
+        if sock is None:
             raise Denied("the caller has hung up")
-        _, uid, gid = struct.unpack("iII", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        uid, gid = peer(sock)
         if uid in (0, os.geteuid()):
             return
         with contextlib.suppress(KeyError):

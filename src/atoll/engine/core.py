@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from atoll.engine.holds import HoldVerbs
 from atoll.engine.reconcile import Reconcile
 from atoll.engine.resolvers import ResolverVerbs
 from atoll.engine.runs import RunVerbs
 
 
-class Engine(ResolverVerbs, RunVerbs, Reconcile):
+class Engine(ResolverVerbs, RunVerbs, HoldVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:

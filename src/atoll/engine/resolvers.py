@@ -31,7 +31,7 @@ class ResolverVerbs(Base):
             return known
         with self.store.transaction():
             self.store.put(made)
-        self.state.namespaces[namespace] = made
+        self.state.put_namespace(made)
         self.names.drop_namespace(known)
         self.names.put_namespace(made)
         self.names.tell()

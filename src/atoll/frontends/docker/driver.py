@@ -29,6 +29,7 @@ from atoll.frontends.docker.records import (
     namespace_of,
     owner,
 )
+from atoll.ipam import parse_address
 from atoll.model import check_mac, interface
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def _addresses(door: Door, network: Network, record: DockerEndpoint, given: prot
 
 def _keep(door: Door, network: Network, record: DockerEndpoint, text: str) -> str:
     """An address that Docker has chosen: our IPAM driver has kept it already, Docker's own knows nothing of the others on the network."""
-    address = text.partition("/")[0]
+    address = str(parse_address(text.partition("/")[0], "address"))
     if door.pool_of(record.network, address) is not None and door.engine.state.holds.get((network.id, address)) == HOLDER:
         return text
     return door.engine.hold_address(network.id, HOLDER, address)

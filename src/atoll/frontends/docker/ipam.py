@@ -142,7 +142,7 @@ def release_address(door: Door, call: protocol.ReleaseAddress) -> protocol.Done:
     pool = door.records.pools.get(call.pool)
     if pool is None:
         return protocol.Done()
-    address = str(ipam.parse_address(call.address.partition("/")[0], "address"))
+    address = str(ipam.parse_address(call.address, "address"))
     if not pool.network:
         door.engine.release_lease(pool.id, address)
     elif pool.network in door.engine.state.networks:
