@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
+import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import aiohttp
 import msgspec
@@ -157,6 +159,19 @@ def may_connect(path: str) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
+def shares(path: str, namespace: tuple[int, int]) -> bool:
+    """Whether who listens there is in this network namespace (device and inode); one on another stack is none of ours. Raises `Failed`."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_CONNECT)
+        try:
+            sock.connect(path)
+            pid, _, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            found = os.stat(f"/proc/{pid}/ns/net")
+        except OSError as error:
+            raise Failed(f"asking Docker at {path}: {error.strerror}") from None
+    return (found.st_dev, found.st_ino) == namespace
+
+
 class Docker:
     """One dockerd, for as long as it runs. Every method raises `Failed` when it doesn't answer, `NotFound` for what it doesn't have."""
 
@@ -213,4 +228,4 @@ class Docker:
             raise self._failure(error) from None
 
     def _failure(self, error: Exception) -> Failed:
-        return Failed(f"asking Docker at {self.path}: {error or type(error).__name__}", "is dockerd running?")
+        return Failed(f"asking Docker at {self.path}: {str(error) or type(error).__name__}", "is dockerd running?")

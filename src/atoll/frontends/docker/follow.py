@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
 
 from atoll.errors import AtollError, Conflict, Invalid, NotFound
 from atoll.frontends.docker.records import DOOR_LABEL, NETWORK_LABEL, attached, namespace_of
@@ -17,14 +20,16 @@ from atoll.frontends.docker.resolv import RESOLVER
 from atoll.model import MAX_SERVERS, check_labels, check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
     from atoll.frontends.docker.api import Container, DockerNetworkThere
     from atoll.frontends.docker.door import Door
-    from atoll.model import Endpoint, Namespace, Network
+    from atoll.model import Endpoint, Namespace
 
 _SERVICE: Final = "com.docker.compose.service"
 _NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_.-]")
+#: Facts: the files that name our gateways.
+_FILE: Final = "docker.file:"
 #: Docker's short ids.
 _SHORT: Final = 12
 _LONGEST: Final = 63
@@ -185,18 +190,38 @@ def _own_servers(there: Container) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))[:MAX_SERVERS]
 
 
-# --- for `atoll docker status` -------------------------------------------------------------------------------------------------------
+# --- what is kept --------------------------------------------------------------------------------------------------------------------
 
 
-def served_networks(door: Door) -> list[dict[str, str]]:
-    """Docker's networks here, by id, with the name of ours."""
-    found: list[dict[str, str]] = []
-    for record in door.records.networks.values():
-        network: Network | None = door.engine.state.networks.get(record.network)
-        found.append({"id": record.id, "network": network.name if network is not None else "", "made": "yes" if record.made else "no"})
+class _File(Struct, frozen=True):
+    path: str
+    servers: tuple[str, ...]
+
+
+def record_file(door: Door, container: str, wanted: tuple[str, tuple[str, ...]] | None) -> None:
+    """Keep which file names which servers, or forget it."""
+    store = door.engine.store
+    with store.transaction():
+        store.set_fact(_FILE + container, None if wanted is None else msgspec.json.encode(_File(*wanted)).decode())
+
+
+def known_files(door: Door) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """What was kept, by container."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for container, text in door.engine.store.facts(_FILE).items():
+        with contextlib.suppress(msgspec.DecodeError):
+            file = msgspec.json.decode(text, type=_File)
+            found[container] = file.path, file.servers
     return found
 
 
-def served_namespaces(door: Door) -> Collection[str]:
-    ends = (attached(door.engine, record) for record in door.records.endpoints.values())
-    return sorted({end.namespace for end in ends if end is not None})
+def served(door: Door) -> dict[str, Any]:
+    """Docker's networks here, and the namespaces that stand for its containers."""
+    state, records = door.engine.state, door.records
+    networks = [
+        {"id": record.id, "name": state.networks[record.network].name, "made": record.made}
+        for record in records.networks.values()
+        if record.network in state.networks
+    ]
+    ends = (attached(door.engine, record) for record in records.endpoints.values())
+    return {"networks": networks, "namespaces": sorted({end.namespace for end in ends if end is not None})}

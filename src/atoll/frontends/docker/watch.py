@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from atoll.errors import AtollError, NotFound
 from atoll.frontends.docker import follow, stale
-from atoll.frontends.docker.api import Docker, may_connect, socket_path
+from atoll.frontends.docker.api import Docker, may_connect, shares, socket_path
 from atoll.frontends.docker.resolv import ResolvFiles, nameservers
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Watch:
 
     def __init__(self, door: Door, on_engine: Callable[[Callable[[], Any]], Awaitable[Any]], state: str) -> None:
         self._door, self._on_engine, self._state = door, on_engine, state
+        self._namespace = tuple(door.engine.host.identity)
         self._files = ResolvFiles(self._written)
         #: Gateways to ask for names, by Docker's network; and of each container by its networks.
         self._servers: dict[str, tuple[str, ...]] = {}
@@ -66,13 +67,11 @@ class Watch:
         self._files.drop_all()
         self._files.close()
 
-    def status(self) -> dict[str, Any]:
-        """Whether dockerd is there, and what of it; the rest is the engine's."""
-        return {
-            "socket": socket_path(self._state),
-            "connected": self._info is not None,
-            "version": self._info.version if self._info is not None else "",
-        }
+    async def status(self) -> dict[str, Any]:
+        """Whether dockerd is followed, and what it has from us."""
+        served = await self._on_engine(lambda: follow.served(self._door))
+        info = self._info
+        return {"socket": socket_path(self._state), "following": info is not None, "version": info.version if info else "", **served}
 
     def problems(self) -> list[dict[str, str]]:
         return [{"what": what, "help": ""} for what in self._problems.values()]
@@ -94,6 +93,8 @@ class Watch:
 
     async def _connected(self, path: str) -> None:
         """As long as one dockerd runs."""
+        if not await asyncio.to_thread(shares, path, self._namespace):
+            return
         docker = Docker(path)
         try:
             # Events are listened to before anything is looked at, so that none is missed in between.
