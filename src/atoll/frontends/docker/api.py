@@ -126,11 +126,16 @@ class Event(Struct, frozen=True):
     actor: Actor = field(name="Actor", default=Actor())
 
 
+class Plugins(Struct, frozen=True):
+    """Drivers by their names; a plugin from its first use on."""
+
+    network: list[str] | None = field(name="Network", default=None)
+
+
 class Info(Struct, frozen=True):
     root: str = field(name="DockerRootDir", default="/var/lib/docker")
     version: str = field(name="ServerVersion", default="")
-    #: Whether containers go on while dockerd is away.
-    live_restore: bool = field(name="LiveRestoreEnabled", default=False)
+    plugins: Plugins = field(name="Plugins", default=Plugins())
 
 
 # --- asking --------------------------------------------------------------------------------------------------------------------------

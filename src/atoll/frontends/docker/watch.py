@@ -28,6 +28,8 @@ T = TypeVar("T")
 #: Seconds between looks for a dockerd that isn't there, and until what was missing from one of Docker's lists is looked for in another.
 _LOOK: Final = 0.5
 _DOUBT: Final = 3.0
+#: Seconds that dockerd may take to say how it is.
+_PATIENCE: Final = 2.0
 
 log = logging.getLogger("atoll")
 
@@ -37,7 +39,7 @@ class Watch:
 
     def __init__(self, door: Door, on_engine: Callable[[Callable[[], Any]], Awaitable[Any]], state: str) -> None:
         self._door, self._on_engine, self._state = door, on_engine, state
-        self._namespace = tuple(door.engine.host.identity)
+        self._namespace = door.engine.host.identity
         self._files = ResolvFiles(self._written)
         #: Gateways to ask for names, by Docker's network; and of each container by its networks.
         self._servers: dict[str, tuple[str, ...]] = {}
@@ -70,8 +72,17 @@ class Watch:
     async def status(self) -> dict[str, Any]:
         """Whether dockerd is followed, and what it has from us."""
         served = await self._on_engine(lambda: follow.served(self._door))
-        info = self._info
-        return {"socket": socket_path(self._state), "following": info is not None, "version": info.version if info else "", **served}
+        info, docker = self._info, self._docker
+        if docker is not None and info is not None:
+            with contextlib.suppress(AtollError, TimeoutError):
+                info = await asyncio.wait_for(docker.info(), _PATIENCE)
+        return {
+            "socket": socket_path(self._state),
+            "following": info is not None,
+            "version": info.version if info else "",
+            "loaded": info is not None and stale.DRIVER in (info.plugins.network or ()),
+            **served,
+        }
 
     def problems(self) -> list[dict[str, str]]:
         return [{"what": what, "help": ""} for what in self._problems.values()]
