@@ -73,6 +73,6 @@ def _ask(kind: str, path: str, what: str) -> tuple[int, Any]:
     except (OSError, http.client.HTTPException) as error:
         raise Failed(f"asking {kind} at {path}: {getattr(error, 'strerror', None) or error}", f"is {kind} running?") from None
     except ValueError:
-        raise Failed(f"{kind} at {path} answered {answer.status} without JSON") from None
+        raise Failed(f"{kind} at {path} answered with what is no JSON") from None
     finally:
         connection.close()

@@ -31,6 +31,8 @@ _HEAD: Final = f"# Atoll's gateways: they ask Docker's resolver, {RESOLVER}, abo
 _FOOT: Final = "# (end of Atoll's gateways)\n"
 _OURS: Final = re.compile(f"{re.escape(_HEAD)}(?:nameserver .*\n)*{re.escape(_FOOT)}")
 _MOST_BYTES: Final = 1 << 16
+#: How often a file is looked at between two words of Docker's: a container can write its own as often as it likes.
+_PATIENCE: Final = 64
 
 _IN_CLOSE_WRITE: Final = 0x008
 _IN_IGNORED: Final = 0x8000
@@ -67,17 +69,24 @@ def nameservers(text: str) -> list[str]:
 
 def rewrite(path: str, servers: Sequence[str]) -> bool:
     """Have a container's file name these servers; whether it didn't. Written in place: the container has this very file. Raises OSError."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with open(path, "rb", opener=_no_link) as file:
+        data = file.read(_MOST_BYTES)
+    wanted = pointed(data.decode("utf-8", "surrogateescape"), servers).encode("utf-8", "surrogateescape")
+    if wanted == data:
+        # Not even opened for writing: closed again it would count as written, and be looked at again.
+        return False
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        data = os.read(fd, _MOST_BYTES)
-        wanted = pointed(data.decode("utf-8", "surrogateescape"), servers).encode("utf-8", "surrogateescape")
-        if wanted != data:
-            # In one go, so that a reader finds either.
-            os.pwrite(fd, wanted.ljust(len(data), b"\n"), 0)
-            os.ftruncate(fd, len(wanted))
-        return wanted != data
+        # In one go, so that a reader finds either.
+        os.pwrite(fd, wanted.ljust(len(data), b"\n"), 0)
+        os.ftruncate(fd, len(wanted))
     finally:
         os.close(fd)
+    return True
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 # --- the files -----------------------------------------------------------------------------------------------------------------------
@@ -90,11 +99,12 @@ class ResolvFiles:
     """
 
     def __init__(self, written: Callable[[str], None] = lambda _: None) -> None:
-        self._fd = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
+        self._fd: int = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         self._written = written
         self._wanted: dict[str, tuple[str, tuple[str, ...]]] = {}  # container to path and servers
+        self._left: dict[str, int] = {}
         self._watches: dict[int, str] = {}
         self._watch_of: dict[str, int] = {}
 
@@ -116,16 +126,15 @@ class ResolvFiles:
         """Have a container's file name these servers, now and whenever Docker has written it. One that isn't there yet is left to the next
         call."""
         self._wanted[container] = path, tuple(servers)
+        self._left[container] = _PATIENCE
         self._watch(container, path)
         self._rewrite(container)
 
     def drop(self, container: str) -> None:
         """Give Docker's resolver its place back."""
         path, _ = self._wanted.pop(container, ("", ()))
-        watch = self._watch_of.pop(container, -1)
-        if watch >= 0:
-            self._watches.pop(watch, None)
-            _libc.inotify_rm_watch(self._fd, watch)
+        self._left.pop(container, None)
+        self._unwatch(container)
         if path:
             with contextlib.suppress(OSError):
                 rewrite(path, ())
@@ -145,10 +154,13 @@ class ResolvFiles:
             if found is None:
                 continue
             if mask & _IN_IGNORED:  # the file has gone
-                del self._watches[watch]
-                self._watch_of.pop(found, None)
-            elif self._rewrite(found):
+                del self._watches[watch], self._watch_of[found]
+                continue
+            if self._rewrite(found):
                 self._written(found)
+            self._left[found] -= 1
+            if not self._left[found]:
+                self._unwatch(found)
 
     def _rewrite(self, container: str) -> bool:
         """Whether the file needed it."""
@@ -164,14 +176,20 @@ class ResolvFiles:
         if watch >= 0:
             self._watches[watch], self._watch_of[container] = container, watch
 
+    def _unwatch(self, container: str) -> None:
+        watch = self._watch_of.pop(container, -1)
+        if watch >= 0:
+            self._watches.pop(watch, None)
+            _libc.inotify_rm_watch(self._fd, watch)
+
     def _events(self) -> Iterator[tuple[int, int]]:
-        while True:
-            try:
-                data = os.read(self._fd, 1 << 16)
-            except BlockingIOError:
-                return
-            at = 0
-            while at < len(data):
-                watch, mask, _, size = _EVENT.unpack_from(data, at)
-                at += _EVENT.size + size
-                yield watch, mask
+        """Of one read: others have their turn before the next."""
+        try:
+            data = os.read(self._fd, 1 << 12)
+        except BlockingIOError:
+            return
+        at = 0
+        while at < len(data):
+            watch, mask, _, size = _EVENT.unpack_from(data, at)
+            at += _EVENT.size + size
+            yield watch, mask
