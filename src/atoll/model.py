@@ -162,7 +162,8 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
 
     `path` is the file that leads to one which others made and end: when it leads nowhere or to another namespace, ours has ended. The
     inside of an `external` one is set up by somebody else (Docker): we make the host's side, and the other end of each link lies on the
-    host (`Endpoint.spare`) until they take it. At first nothing leads to it, so it has no inode. `former` is the name that it is losing."""
+    host (`Endpoint.spare`) until they take it. At first nothing leads to it, so it has no inode. `former` is the name that it is losing.
+    `resolver` is the address of somebody else's resolver inside, which is asked first about what we don't know."""
 
     name: str
     kind: NamespaceKind = "created"
@@ -176,6 +177,7 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     path: str = ""
     former: str = ""
     servers: tuple[str, ...] = ()
+    resolver: str = ""
     files: bool = False
     labels: dict[str, str] = {}
     created: float = 0.0

@@ -46,6 +46,10 @@ def endpoint_names(endpoint: Endpoint) -> EndpointNames:
     )
 
 
+def namespace_servers(namespace: Namespace) -> NamespaceServers:
+    return NamespaceServers(namespace.name, namespace.servers, namespace.resolver if namespace.path else "", namespace.path)
+
+
 def services(ports: Iterable[PublishedPort]) -> tuple[tuple[int, str], ...]:
     """The inner ports that are published, each once."""
     each = ((port.port + offset, str(port.protocol)) for port in ports for offset in range(min(port.count, MOST_SERVICES)))
@@ -61,7 +65,7 @@ def whole(state: State, serial: int) -> Update:
         reset=True,
         networks=tuple(map(network_names, networks)),
         endpoints=tuple(map(endpoint_names, ends)),
-        namespaces=tuple(NamespaceServers(n.name, n.servers) for n in state.namespaces.values() if n.servers),
+        namespaces=tuple(map(namespace_servers, (n for n in state.namespaces.values() if n.servers or n.resolver))),
     )
 
 
