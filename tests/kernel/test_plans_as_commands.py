@@ -110,8 +110,25 @@ def twins(host: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Twins]:
         {"ipv6": True, "masquerade": False},
         {"ipv6": True, "options": {"snat": "192.0.2.2", "snat6": "2001:db8::2"}},
         {"options": {"bridge": "type", "guard": "false"}},
+        {"ipv6": True, "options": {"gateway-mode4": "routed", "gateway-mode6": "nat-unprotected", "host-binding": "192.0.2.2"}},
+        {"ipv6": True, "options": {"trusted-interfaces": "uplink:other", "inhibit-ipv4": "true", "nat": "kept"}},
+        {"ipv6": True, "internal": True, "options": {"gateway-mode4": "isolated", "gateway-mode6": "isolated"}},
     ],
-    ids=["v4", "dual-stack", "v6", "several-subnets", "smallest", "internal", "no-icc", "routed", "snat", "named-bridge"],
+    ids=[
+        "v4",
+        "dual-stack",
+        "v6",
+        "several-subnets",
+        "smallest",
+        "internal",
+        "no-icc",
+        "routed",
+        "snat",
+        "named-bridge",
+        "gateway-modes",
+        "trusted",
+        "isolated",
+    ],
 )
 def test_the_life_of_a_network(twins: Twins, options: dict[str, Any]) -> None:
     twins.both(UPLINK)
@@ -119,6 +136,10 @@ def test_the_life_of_a_network(twins: Twins, options: dict[str, Any]) -> None:
     twins.do("create_namespace", "r1")
     # A name that iproute2 could take for a word of its own.
     twins.do("connect", "net", "r1", interface="up")
+    if not options.get("internal"):
+        twins.do("publish", "r1", ["80-90:80-90", "91:91", "95:95", "8080:80/udp"])
+        twins.do("publish", "r1", ["92-94:92-94"])
+        twins.do("unpublish", "r1", ["91:91", "80-90:80-90"])
     twins.do("remove_namespace", "r1")
     twins.do("remove_network", "net")
 
