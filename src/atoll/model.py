@@ -46,6 +46,7 @@ BRIDGE_PREFIX: Final = "atb"
 VETH_PREFIX: Final = "atv"
 TRUNK_PREFIX: Final = "att"
 SHAPER_PREFIX: Final = "ati"
+PARENT_PREFIX: Final = "atp"
 SPARE_PREFIX: Final = "atc"
 #: A kernel bridge takes 1,023 ports, but one broadcast to more than about 900 overruns the backlog of a CPU (net.core.netdev_max_backlog
 #: 1000), also when it goes on to the next bridge of the chain; so a network grows by bridges of this many ports.
@@ -98,10 +99,11 @@ class Subnet(Struct, frozen=True, omit_defaults=True):
 
 class Network(Struct, frozen=True, omit_defaults=True):
     """A network. `bridge` is its first kernel bridge and the one with the gateway addresses; `made_bridge` is false when it was there
-    before us and stays. `parent` and `mode` belong to macvlan and ipvlan. `snat` holds the source addresses for `nat="snat"`. With `dns`
-    the gateway of a bridge network answers for names, and asks `servers` (none: the host's) about those of the world outside.
-    `isolation`: networks that are `open` reach each other and `isolated` ones; `isolated` ones don't reach each other; a `strict` one
-    reaches no other. `routes`, `default_route` and `metric` are those of its endpoints that say nothing else.
+    before us and stays. `parent` and `mode` belong to macvlan and ipvlan; `made_parent` is true when the parent is there for such
+    networks alone: an interface that leads nowhere, or the VLAN 50 of eth0 that is called eth0.50. `snat` holds the source addresses for
+    `nat="snat"`. With `dns` the gateway of a bridge network answers for names, and asks `servers` (none: the host's) about those of the
+    world outside. `isolation`: networks that are `open` reach each other and `isolated` ones; `isolated` ones don't reach each other; a
+    `strict` one reaches no other. `routes`, `default_route` and `metric` are those of its endpoints that say nothing else.
 
     `nat` says whether what leaves keeps its address: where it is `routed` the outside also reaches the endpoints by theirs, where it is
     `kept` it doesn't. The gateway modes are Docker's: `nat-unprotected` opens the endpoints to the outside; `routed` keeps addresses,
@@ -131,6 +133,7 @@ class Network(Struct, frozen=True, omit_defaults=True):
     inhibit_ipv4: bool = False
     interface_prefix: str = "eth"
     parent: str = ""
+    made_parent: bool = False
     mode: str = ""
     flag: str = ""
     ingress_rate: int = 0

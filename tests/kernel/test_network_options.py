@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec import structs
 
-from atoll.errors import Conflict, Invalid
+from atoll.engine import Engine
+from atoll.errors import Conflict, Invalid, NotFound, Unsupported
 from atoll.explain import explain, parse
 from tests.kernel.kernel_state import Shell
 from tests.kernel.test_limits import left_as_it_was
 from tests.support import FACING, OUTSIDE, Inside, Probe, Traffic
 
 if TYPE_CHECKING:
-    from atoll import Engine
+    from pathlib import Path
+
     from atoll.lab.machine import Machine
     from atoll.model import Network
     from tests.support import Place
@@ -75,8 +77,8 @@ def test_gateway_modes(engine: Engine, world: Machine, traffic: Traffic, mode: s
     found = seen_by(traffic, probes, out[0])
     for index, version in enumerate((4, 6)):
         expected = MODES[mode] if version in versions else MODES["nat"]
-        client_seen = answers[index].client if answers[index] else ""
-        assert (*found[index::2], client_seen == FACING[version]) == expected, version
+        answer = answers[index]
+        assert (*found[index::2], answer is not None and answer.client == FACING[version]) == expected, version
     assert engine.differences() == []
     # And explain says so, for the first packet of each.
     for probe, got in zip(probes, found, strict=True):
@@ -251,3 +253,75 @@ def test_our_names_and_dockers_mean_the_same(engine: Engine) -> None:
 def test_an_option_that_means_nothing_is_refused(engine: Engine, options: dict[str, str], words: str) -> None:
     with left_as_it_was(engine), pytest.raises(Invalid, match=re.escape(words)):
         engine.create_network("net", options=options)
+
+
+# --- parents of macvlan networks -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_parent_macvlan_endpoints_have_a_network_of_their_own(engine: Engine, world: Machine, traffic: Traffic) -> None:
+    before = Shell().run("ip -o link | cut -d: -f2")
+    network = engine.create_network("lan", driver="macvlan", ipv6=True)
+    assert (network.made_parent, [subnet.gateway for subnet in network.subnets]) == (True, ["", ""])
+    engine.create_network("second", driver="macvlan", subnets=["10.7.0.0/24"], options={"parent": network.parent})
+    for name in ("m1", "m2", "m3"):
+        engine.create_namespace(name)
+        traffic.serve(Inside(engine, name), 80)
+    at = [engine.connect("lan", name) for name in ("m1", "m2")]
+    engine.connect("second", "m3")
+    probes = [Probe(Inside(engine, "m1"), at[1].address(version), 80) for version in (4, 6)]
+    assert None not in traffic.ask(probes)
+    assert engine.differences() == []
+    Shell().run(f"ip link delete {network.parent}")
+    assert f"network lan: link {network.parent} is missing" in [f"{d.subject}: {d.what}" for d in engine.differences()]
+    assert engine.repair()[1] == []
+    assert None not in traffic.ask(probes)
+    # It goes with the last that is on it.
+    for name in ("m1", "m2", "m3"):
+        engine.remove_namespace(name)
+    engine.remove_network("lan")
+    assert engine.differences() == []
+    assert network.parent in Shell().run("ip -o link")
+    engine.remove_network("second")
+    assert Shell().run("ip -o link | cut -d: -f2") == before
+
+
+def test_a_vlan_is_made_for_its_networks_and_goes_with_the_last(engine: Engine) -> None:
+    Shell().run("ip link add up0 mtu 1450 type ifb; ip link set up0 up")
+    options: dict[str, Any] = {"driver": "macvlan", "subnets": ["10.7.0.0/24"], "options": {"parent": "up0.50"}}
+    commands = engine.plan_create_network("lan", **options).commands()
+    assert "ip link add dev up0.50 link up0 type vlan id 50" in commands
+    assert "ip link set dev up0.50 up" in commands
+    for parent in ("up0.0", "up0.4095", "up0.x", "up0.050", "nothere.5", "up0."):
+        with left_as_it_was(engine), pytest.raises(NotFound, match="no interface"):
+            engine.create_network("lan", **(options | {"options": {"parent": parent}}))
+    if not Shell().succeeds("ip link add up1 type ifb && ip link add link up1 name up1.7 type vlan id 7"):
+        with left_as_it_was(engine), pytest.raises(Unsupported, match="this kernel has no VLANs"):
+            engine.create_network("lan", **options)
+        return
+    with left_as_it_was(engine), pytest.raises(Invalid, match=r"up1.7 is a VLAN itself"):
+        engine.create_network("bad", **(options | {"options": {"parent": "up1.7.8"}}))
+    made = engine.create_network("lan", **options)
+    engine.create_network("second", **(options | {"subnets": ["10.8.0.0/24"]}))
+    engine.create_namespace("m1")
+    engine.connect("lan", "m1")
+    assert (made.made_parent, made.mtu) == (True, 1450)
+    assert engine.differences() == []
+    engine.remove_namespace("m1")
+    engine.remove_network("lan")
+    assert "up0.50" in engine.links()
+    engine.remove_network("second")
+    assert "up0.50" not in engine.links()
+    # One that was there before stays.
+    engine.create_network("theirs", **(options | {"options": {"parent": "up1.7"}}))
+    engine.remove_network("theirs")
+    assert "up1.7" in engine.links()
+
+
+def test_a_parent_that_was_made_does_not_outlive_a_crash(host: None, tmp_path: Path) -> None:
+    with Engine.open(tmp_path) as engine:
+        made = engine.create_network("lan", driver="macvlan")
+        with engine.store.transaction():
+            engine.store.put(structs.replace(made, state="pending"))
+    with Engine.open(tmp_path) as engine:
+        assert engine.networks()[2:] == []
+        assert made.parent not in engine.links()

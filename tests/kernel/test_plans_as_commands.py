@@ -217,6 +217,17 @@ def test_macvlan(twins: Twins) -> None:
     twins.do("remove_network", "lan")
 
 
+def test_macvlan_without_a_parent(twins: Twins) -> None:
+    twins.do("create_network", "lan", driver="macvlan", mtu=1400)
+    parent = twins.engine.state.network("lan").parent
+    twins.do("create_network", "second", driver="macvlan", options={"parent": parent}, subnets=["10.5.0.0/24"])
+    twins.do("create_namespace", "r1")
+    twins.do("connect", "second", "r1")
+    twins.do("remove_network", "lan")
+    twins.do("remove_namespace", "r1")
+    twins.do("remove_network", "second")
+
+
 def test_a_namespace_on_several_networks(twins: Twins) -> None:
     for name, options in (("a", {"ipv6": True}), ("b", {}), ("c", {"ipv6": True}), ("d", {"internal": True})):
         twins.do("create_network", name, **options)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import Struct, structs
 
 from atoll import ipam
-from atoll.drivers import routing
+from atoll.drivers import children, routing
 from atoll.engine import network_options
 from atoll.errors import Conflict, Invalid, NotFound
 from atoll.kernel import rtnl
 from atoll.model import (
     BRIDGE_PREFIX,
     ISOLATIONS,
+    PARENT_PREFIX,
     PREDEFINED,
     Network,
     Route,
@@ -197,14 +198,7 @@ def _child(network: Network, request: NetworkRequest, facts: HostFacts, others: 
     ):
         if wrong:
             raise Invalid(f"{flag} means nothing for driver {driver}", "its packets don't pass the host's bridge or firewall")
-    parent = request.options.get("parent", "")
-    if not parent:
-        raise Invalid(f"driver {driver} needs the host interface to hang on", "--opt parent=INTERFACE")
-    check_interface(parent)
-    if parent == "lo":
-        raise Invalid(f"lo can't carry a {driver} network", "choose an interface with a network behind it")
-    if parent not in facts.links:
-        raise NotFound(f"no interface {parent} on the host", "ip link shows what there is")
+    parent, made_parent = _parent(network, request, facts, others)
     modes = rtnl.MACVLAN_MODES if driver == "macvlan" else rtnl.IPVLAN_MODES
     mode = request.options.get("mode", "bridge" if driver == "macvlan" else "l2")
     flag = request.options.get("flag", "bridge") if driver == "ipvlan" else ""
@@ -215,11 +209,31 @@ def _child(network: Network, request: NetworkRequest, facts: HostFacts, others: 
     for other in others:
         if other.parent == parent and (other.driver != driver or "passthru" in (mode, other.mode)):
             raise Conflict(f"{parent} carries network {other.name} ({other.driver} {other.mode})", "choose another parent")
-    return structs.replace(network, parent=parent, mode=mode, flag=flag, nat="routed")
+    return structs.replace(network, parent=parent, made_parent=made_parent, mode=mode, flag=flag, nat="routed")
+
+
+def _parent(network: Network, request: NetworkRequest, facts: HostFacts, others: Collection[Network]) -> tuple[str, bool]:
+    """The interface to hang on, and whether it is (or was) made for such networks."""
+    parent = request.options.get("parent", "")
+    if not parent:
+        return f"{PARENT_PREFIX}{network.id}", True
+    check_interface(parent)
+    if parent == "lo":
+        raise Invalid(f"lo can't carry a {request.driver} network", "choose an interface with a network behind it")
+    if any(other.parent == parent and other.made_parent for other in others):
+        return parent, True
+    if parent in facts.links:
+        return parent, False
+    base, number = children.vlan_of(parent)
+    if base not in facts.links:
+        raise NotFound(f"no interface {base or parent} on the host", "ip link shows what there is")
+    if number and facts.links[base].kind == "vlan":
+        raise Invalid(f"{base} is a VLAN itself", "choose the interface that it is on")
+    return parent, True
 
 
 def _mtu(request: NetworkRequest, network: Network, facts: HostFacts) -> int:
-    carrier = facts.links.get(network.parent or network.bridge)
+    carrier = facts.links.get(network.parent or network.bridge) or facts.links.get(children.vlan_of(network.parent)[0])
     limit = carrier.mtu if carrier is not None and network.parent else 65535
     smallest = smallest_mtu(ipv6=network.has(6) or any(":" in text for text in request.subnets) or request.ipv6)
     if request.mtu and not smallest <= request.mtu <= limit:
@@ -240,9 +254,10 @@ def _subnets(
                 raise Invalid(f"subnets {other} and {prefix} overlap", "each subnet of a network must be apart")
         _check_free(prefix, network, facts, others, notes)
     versions = {prefix.version for prefix in prefixes}
-    if request.driver != "bridge" and not prefixes:
+    alone = request.driver == "bridge" or (network.made_parent and not children.vlan_of(network.parent)[0])
+    if not alone and not prefixes:
         raise Invalid(f"driver {request.driver} needs --subnet", f"give the subnet of the network that {network.parent} is on")
-    if request.driver == "bridge":
+    if alone:
         taken = facts.everything(others)
         if request.ipv4 and 4 not in versions:
             chosen = ipam.choose_subnet(taken)
