@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -24,6 +24,8 @@ Protocol = Literal["tcp", "udp", "sctp"]
 State = Literal["pending", "ready", "removing"]
 NamespaceKind = Literal["created", "adopted"]
 RunState = Literal["pending", "running", "ended"]
+RouteKind = Literal["unicast", "blackhole", "unreachable", "prohibit"]
+Isolation = Literal["strict", "isolated", "open"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -31,6 +33,8 @@ Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DRIVERS: Final[tuple[Driver, ...]] = ("bridge", "macvlan", "ipvlan", "host", "none")
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("tcp", "udp", "sctp")
+ROUTE_KINDS: Final[tuple[RouteKind, ...]] = ("unicast", "blackhole", "unreachable", "prohibit")
+ISOLATIONS: Final[tuple[Isolation, ...]] = ("strict", "isolated", "open")
 #: These always exist and can't be removed, as in Docker.
 PREDEFINED: Final = {"host": "host", "none": "none"}
 #: Interface names that Atoll gives out start so; the firewall drops what comes from such an interface and isn't known.
@@ -56,6 +60,24 @@ _PUBLISH: Final = re.compile(
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
+class Route(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A further route in a namespace, by an endpoint's interface: to the prefix `destination`, through `gateway` or on the link. One of
+    another kind than unicast is a way that ends there (ip-route(8))."""
+
+    destination: str
+    gateway: str = ""
+    metric: int = 0
+    kind: RouteKind = "unicast"
+
+    def __str__(self) -> str:
+        kind = "" if self.kind == "unicast" else f"{self.kind} "
+        return f"{kind}{self.destination}{f' via {self.gateway}' if self.gateway else ''}{f' metric {self.metric}' if self.metric else ''}"
+
+    @property
+    def version(self) -> int:
+        return 6 if ":" in self.destination else 4
+
+
 class Subnet(Struct, frozen=True, omit_defaults=True):
     """One address range of a network. `ranges` limits where addresses are taken from; `reserved` are names of addresses never taken."""
 
@@ -72,7 +94,9 @@ class Subnet(Struct, frozen=True, omit_defaults=True):
 class Network(Struct, frozen=True, omit_defaults=True):
     """A network. `bridge` is its first kernel bridge and the one with the gateway addresses; `made_bridge` is false when it was there
     before us and stays. `parent` and `mode` belong to macvlan and ipvlan. `snat` holds the source addresses for `nat="snat"`. With `dns`
-    the gateway of a bridge network answers for names, and asks `servers` (none: the host's) about those of the world outside."""
+    the gateway of a bridge network answers for names, and asks `servers` (none: the host's) about those of the world outside.
+    `isolation`: networks that are `open` reach each other and `isolated` ones; `isolated` ones don't reach each other; a `strict` one
+    reaches no other. `routes`, `default_route` and `metric` are those of its endpoints that say nothing else."""
 
     id: str
     name: str
@@ -84,6 +108,7 @@ class Network(Struct, frozen=True, omit_defaults=True):
     made_bridge: bool = True
     kept_addresses: tuple[str, ...] = ()
     internal: bool = False
+    isolation: Isolation = "strict"
     icc: bool = True
     guard: bool = True
     nat: Nat = "masquerade"
@@ -93,6 +118,9 @@ class Network(Struct, frozen=True, omit_defaults=True):
     flag: str = ""
     ingress_rate: int = 0
     egress_rate: int = 0
+    routes: tuple[Route, ...] = ()
+    default_route: bool = True
+    metric: int = 0
     dns: bool = True
     servers: tuple[str, ...] = ()
     options: dict[str, str] = {}
@@ -210,7 +238,8 @@ class PublishedPort(Struct, frozen=True, omit_defaults=True):
 
 class Endpoint(Struct, frozen=True, omit_defaults=True):
     """One namespace's attachment to one network. `addresses` carry the prefix length; `number` is the n-th interface of the namespace;
-    `shard` the kernel bridge of the network that it is a port of."""
+    `shard` the kernel bridge of the network that it is a port of. `mtu` is 0 where it is the network's. Without `default_route` the
+    namespace's default route never leads by it; `metric` is that of the one that does."""
 
     id: str
     network: str
@@ -222,6 +251,10 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     shard: int = 0
     aliases: tuple[str, ...] = ()
     gateway_priority: int = 0
+    mtu: int = 0
+    routes: tuple[Route, ...] = ()
+    default_route: bool = True
+    metric: int = 0
     ports: tuple[PublishedPort, ...] = ()
     ingress_rate: int = 0
     egress_rate: int = 0
@@ -275,6 +308,34 @@ def check_mac(text: str) -> str:
     return lowered
 
 
+def check_metric(metric: int) -> int:
+    """A route's metric; 0 is the kernel's own choice."""
+    if not 0 <= metric < 2**32:
+        raise Invalid(f"metric {metric} is out of range", "expected 0 to 4294967295")
+    return metric
+
+
+def check_route(route: Route) -> Route:
+    """A route with its addresses in their canonical form."""
+    try:
+        destination = ipaddress.ip_network(route.destination)
+    except ValueError:
+        raise Invalid(f"{route.destination[:80]!r} is not where a route leads to", "expected a prefix such as 10.9.0.0/16") from None
+    gateway = ""
+    if route.kind != "unicast":
+        if route.gateway:
+            raise Invalid(f"a route of kind {route.kind} has no gateway", "leave out one of them")
+    elif route.gateway:
+        try:
+            value = ipaddress.ip_address(route.gateway)
+        except ValueError:
+            raise Invalid(f"gateway {route.gateway[:80]!r} of the route to {destination} is no IP address", "such as 10.0.0.1") from None
+        if value.version != destination.version or value.is_unspecified or value.is_multicast or "%" in route.gateway:
+            raise Invalid(f"{value} is no gateway to {destination}", f"expected an IPv{destination.version} address")
+        gateway = str(value)
+    return Route(destination=str(destination), gateway=gateway, metric=check_metric(route.metric), kind=route.kind)
+
+
 def check_servers(texts: Iterable[str]) -> tuple[str, ...]:
     """Addresses of name servers: at most three, as a resolv.conf has (resolv.conf(5))."""
     found: list[str] = []
@@ -297,6 +358,11 @@ def check_labels(labels: dict[str, str], what: str) -> dict[str, str]:
         if not key or len(key) > 255 or len(value) > 4096 or not (key + value).isprintable():
             raise Invalid(f"{what} {key[:40]!r} is not usable", "a key of 1 to 255 and a value of at most 4096 printable characters")
     return labels
+
+
+def as_tuples(options: dict[str, Any]) -> dict[str, Any]:
+    """Options from a caller who gives lists where a value has tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
 def parse_rate(text: str, what: str) -> int:

@@ -43,6 +43,7 @@ def network_view(engine: Engine, network: Network) -> dict[str, Any]:
     shown.setdefault("subnets", [])
     if network.driver == "bridge":
         shown.update(internal=network.internal, icc=network.icc, guard=network.guard, nat=network.nat, mtu=network.mtu)
+        shown.update(isolation=network.isolation)
         shown.update(dns=network.dns, servers=list(network.servers))
     if network.id not in PREDEFINED:
         shown["mtu"] = network.mtu
@@ -62,6 +63,10 @@ def endpoint_view(engine: Engine, endpoint: Endpoint) -> dict[str, Any]:
         "addresses": list(endpoint.addresses),
         "aliases": list(endpoint.aliases),
         "gateway_priority": endpoint.gateway_priority,
+        "mtu": endpoint.mtu or network.mtu,
+        "routes": msgspec.to_builtins(endpoint.routes),
+        "default_route": endpoint.default_route,
+        "metric": endpoint.metric,
         "ports": [str(port) for port in endpoint.ports],
         "ingress_rate": endpoint.ingress_rate,
         "egress_rate": endpoint.egress_rate,

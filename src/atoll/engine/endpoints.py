@@ -6,7 +6,7 @@ ready. Whatever fails after the first record is undone from that record, by this
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, structs
 
@@ -22,9 +22,13 @@ from atoll.model import (
     Endpoint,
     Namespace,
     Network,
+    Route,
+    as_tuples,
     check_interface,
     check_mac,
+    check_metric,
     check_name,
+    check_route,
     parse_rate,
 )
 from atoll.plan.execute import dismantle
@@ -45,28 +49,19 @@ class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     publish: tuple[str, ...] = ()
     ingress_rate: str = ""
     egress_rate: str = ""
+    routes: tuple[Route, ...] = ()
+    default_route: bool = True
+    metric: int = 0
 
 
 class EndpointVerbs(PortVerbs):
-    def connect(
-        self,
-        network: str,
-        namespace: str,
-        *,
-        addresses: Sequence[str] = (),
-        mac: str = "",
-        interface: str = "",
-        aliases: Sequence[str] = (),
-        gateway_priority: int = 0,
-        publish: Sequence[str] = (),
-        ingress_rate: str = "",
-        egress_rate: str = "",
-    ) -> Endpoint:
-        """Attach a namespace to a network. Returns when packets flow; leaves nothing behind when it fails."""
+    def connect(self, network: str, namespace: str, **options: Any) -> Endpoint:
+        """Attach a namespace to a network; `options` are the fields of `EndpointOptions`.
+
+        Returns when packets flow; leaves nothing behind when it fails.
+        """
         faults.begin("connect")
-        where, who, endpoint = self._draft(
-            network, namespace, addresses, mac, interface, aliases, gateway_priority, publish, ingress_rate, egress_rate
-        )
+        where, who, endpoint = self._draft(network, namespace, EndpointOptions(**as_tuples(options)))
         try:
             self.settle_for(endpoint)
             grown = _grown(where, endpoint)
@@ -97,9 +92,9 @@ class EndpointVerbs(PortVerbs):
         self.emit("endpoint.connect", network=where.name, namespace=who.name, id=endpoint.id, addresses=endpoint.addresses)
         return endpoint
 
-    def plan_connect(self, network: str, namespace: str, **options: object) -> Plan:
+    def plan_connect(self, network: str, namespace: str, **options: Any) -> Plan:
         """What `connect` would do; changes nothing."""
-        where, who, endpoint = self._draft(network, namespace, **_filled(options))  # type: ignore[arg-type]
+        where, who, endpoint = self._draft(network, namespace, EndpointOptions(**as_tuples(options)))
         try:
             return self._connection_plan(where, who, endpoint)
         finally:
@@ -133,38 +128,31 @@ class EndpointVerbs(PortVerbs):
     def _connection_plan(self, where: Network, who: Namespace, endpoint: Endpoint) -> Plan:
         return Plan.of(_growth(where, _grown(where, endpoint)), self.attach(where, endpoint, who).operations)
 
-    def _draft(
-        self,
-        network: str,
-        namespace: str,
-        addresses: Sequence[str],
-        mac: str,
-        interface: str,
-        aliases: Sequence[str],
-        gateway_priority: int,
-        publish: Sequence[str],
-        ingress_rate: str,
-        egress_rate: str,
-    ) -> tuple[Network, Namespace, Endpoint]:
+    def _draft(self, network: str, namespace: str, options: EndpointOptions) -> tuple[Network, Namespace, Endpoint]:
         """Everything checked and chosen. The addresses are held for the endpoint; nothing else is changed."""
         where, who = self.state.network(network), self.state.namespace(namespace)
         self._check_allowed(where, who)
-        ports = parse_specs(publish)
-        rates = (_rate(ingress_rate, "ingress rate", where.ingress_rate), _rate(egress_rate, "egress rate", where.egress_rate))
+        ports = parse_specs(options.publish)
+        rates = (
+            _rate(options.ingress_rate, "ingress rate", where.ingress_rate),
+            _rate(options.egress_rate, "egress rate", where.egress_rate),
+        )
         self._check_rates(where, rates)
-        if not -(2**31) <= gateway_priority < 2**31:
-            raise Invalid(f"gateway priority {gateway_priority} is out of range", "expected a 32-bit number")
+        _check_32_bits(options.gateway_priority, "gateway priority")
         number = _lowest_free({endpoint.number for endpoint in self.state.endpoints_of(namespace)})
         endpoint = Endpoint(
             id=self.new_id(),
             network=where.id,
             namespace=namespace,
-            interface=self._interface(where, who, interface, number),
-            mac=self._mac(where, mac),
+            interface=self._interface(where, who, options.interface, number),
+            mac=self._mac(where, options.mac),
             number=number,
             shard=self._shard(where),
-            aliases=tuple(check_name(alias, "alias") for alias in aliases),
-            gateway_priority=gateway_priority,
+            aliases=tuple(check_name(alias, "alias") for alias in options.aliases),
+            gateway_priority=options.gateway_priority,
+            routes=(*where.routes, *map(check_route, options.routes)),
+            default_route=where.default_route and options.default_route,
+            metric=check_metric(options.metric) or where.metric,
             ports=ports,
             ingress_rate=rates[0],
             egress_rate=rates[1],
@@ -172,7 +160,7 @@ class EndpointVerbs(PortVerbs):
         )
         if ports:
             self.check_ports(where, endpoint, ports, families=[version for version in (4, 6) if where.has(version)])
-        return where, who, structs.replace(endpoint, addresses=self._addresses(where, namespace, addresses))
+        return where, who, structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses))
 
     def _check_allowed(self, network: Network, namespace: Namespace) -> None:
         for object_, what in ((network, "network"), (namespace, "namespace")):
@@ -287,17 +275,13 @@ def _growth(network: Network, grown: Network) -> list[Operation]:
     return [*change("add", _further(network, grown)), *bridge.shard_up(grown, network.shards)]
 
 
-def _filled(options: dict[str, object]) -> dict[str, object]:
-    """`connect`'s defaults under what was given."""
-    defaults = structs.asdict(EndpointOptions())
-    unknown = set(options) - set(defaults)
-    if unknown:
-        raise TypeError(f"connect takes no {', '.join(sorted(unknown))}")
-    return defaults | options
-
-
 def _rate(text: str, what: str, default: int) -> int:
     return parse_rate(text, what) if text else default
+
+
+def _check_32_bits(number: int, what: str) -> None:
+    if not -(2**31) <= number < 2**31:
+        raise Invalid(f"{what} {number} is out of range", "expected a 32-bit number")
 
 
 def _lowest_free(taken: Collection[int]) -> int:

@@ -15,11 +15,14 @@ from atoll.model import (
     DRIVERS,
     PREDEFINED,
     Network,
+    Route,
     Subnet,
     check_interface,
     check_labels,
     check_mac,
+    check_metric,
     check_name,
+    check_route,
     check_servers,
     parse_rate,
 )
@@ -62,12 +65,16 @@ class NetworkRequest(Struct, frozen=True, forbid_unknown_fields=True):
     ipv4: bool = True
     ipv6: bool = False
     internal: bool = False
+    isolation: str = "strict"
     icc: bool = True
     masquerade: bool = True
     guard: bool = True
     mtu: int = 0
     ingress_rate: str = ""
     egress_rate: str = ""
+    routes: tuple[Route, ...] = ()
+    default_route: bool = True
+    metric: int = 0
     dns: bool = True
     servers: tuple[str, ...] = ()
     options: dict[str, str] = {}
@@ -110,6 +117,9 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
         subnets=subnets,
         kept_addresses=kept,
         internal=request.internal,
+        routes=tuple(map(check_route, request.routes)),
+        default_route=request.default_route,
+        metric=check_metric(request.metric),
         mtu=_mtu(request, network, facts),
         options=options,
     )

@@ -16,7 +16,7 @@ from atoll.errors import AtollError, Conflict, Denied, Failed
 from atoll.firewall.elements import Element, change, network_elements, statement
 from atoll.firewall.skeleton import RESET, SKELETON
 from atoll.kernel import rtnl
-from atoll.model import PREDEFINED, Network
+from atoll.model import PREDEFINED, Network, as_tuples
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import NftScript, Operation, Plan
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class NetworkVerbs(Base):
     def create_network(self, name: str, **options: Any) -> Network:
         """Make a network; `options` are the fields of `NetworkRequest`. Nothing is left behind when it fails."""
-        return self.create_network_explained(NetworkRequest(name=name, **_tuples(options))).network
+        return self.create_network_explained(NetworkRequest(name=name, **as_tuples(options))).network
 
     def create_network_explained(self, request: NetworkRequest) -> Chosen:
         """The same with the notes that explain what was chosen."""
@@ -58,7 +58,7 @@ class NetworkVerbs(Base):
 
     def plan_create_network(self, name: str, **options: Any) -> Plan:
         """What `create_network` would do; changes nothing."""
-        return self._network_plan(self._choose(NetworkRequest(name=name, **_tuples(options))).network)[0]
+        return self._network_plan(self._choose(NetworkRequest(name=name, **as_tuples(options))).network)[0]
 
     def remove_network(self, name: str) -> Network:
         """Take a network away. Raises `Conflict` with the endpoints' names while it has any."""
@@ -158,10 +158,6 @@ class NetworkVerbs(Base):
         with self.store.transaction():
             self.store.delete(network)
         return errors
-
-
-def _tuples(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
 def routes_taken(rows: list[rtnl.RouteRow], by_index: dict[int, rtnl.Link], ours: set[str]) -> Iterator[ipam.Taken]:
