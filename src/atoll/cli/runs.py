@@ -18,7 +18,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from atoll import paths
+from atoll import paths, starting
 from atoll.cli import client, program
 from atoll.errors import BY_NAME, AtollError, Conflict, Failed, Invalid, NotFound
 
@@ -62,7 +62,7 @@ def start(request: RunRequest) -> str:
     """
     made = _program(request)
     _fill_standard()
-    client.ensure_daemon()
+    starting.ensure_daemon()
     reader, writer = os.pipe()
     middle = os.fork()
     if middle == 0:
@@ -81,7 +81,7 @@ def start(request: RunRequest) -> str:
 def foreground(request: RunRequest) -> NoReturn:
     """Become the program: this process enters its namespace and executes it."""
     made = _program(request)
-    client.ensure_daemon()
+    starting.ensure_daemon()
     run = client.post("/v1/runs", _body(request))
     program.become(_named(made, request, run), run)
 

@@ -13,8 +13,6 @@ import logging
 import os
 import pwd
 import signal
-import socket
-import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,14 +23,17 @@ from aiohttp import web
 
 import atoll
 from atoll.daemon.calls import ROUTES, decode
+from atoll.daemon.doors import Doors
 from atoll.daemon.events import Events
 from atoll.daemon.neighbourhood import Neighbourhood
+from atoll.daemon.sockets import listen, peer
 from atoll.daemon.watcher import Watcher
 from atoll.engine import Engine
 from atoll.engine.files import Files, links_of_the_machine
 from atoll.errors import AtollError, Denied, Failed, Invalid
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable
 
     from atoll.daemon.calls import Call
@@ -88,8 +89,10 @@ class Server:
             loop.add_signal_handler(number, self._stopping.set)
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1)
         await runner.setup()
+        doors = Doors(self._engine, self.on_engine, self._run / "doors.sock")
         try:
             await web.SockSite(runner, self._listen()).start()
+            doors.start()
             self._watch(loop)
             self._watch_names()
             ready()
@@ -97,6 +100,7 @@ class Server:
         finally:
             with contextlib.suppress(OSError):
                 (self._run / "atoll.sock").unlink()
+            await doors.close()
             for task in self._tasks:
                 task.cancel()
             self._forget_names()
@@ -109,22 +113,12 @@ class Server:
     # --- the socket ---
 
     def _listen(self) -> socket.socket:
-        """The socket for the owner and the group `atoll`; a stale one is replaced, since holding the state proves that nobody serves it."""
+        """The socket for the owner and the group `atoll`."""
         self._run.mkdir(parents=True, exist_ok=True, mode=0o755)
         if self._run.stat().st_uid != os.geteuid():
             raise Denied(f"{self._run} belongs to another user", "set ATOLL_RUN to a folder of your own")
         path = self._run / "atoll.sock"
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        except OSError as error:
-            sock.close()
-            raise Failed(f"listening on {path}: {error.strerror or error}", "set ATOLL_RUN to a shorter or writable path") from None
-        finally:
-            os.umask(mask)
+        sock = listen(path)
         with contextlib.suppress(KeyError, PermissionError):
             os.chown(path, -1, grp.getgrnam(_GROUP).gr_gid)
             path.chmod(0o660)
@@ -155,10 +149,10 @@ class Server:
 
     def _check_peer(self, request: web.Request) -> None:
         """The socket's mode decides; the peer's credentials are checked as well, should the mode ever be wrong."""
-        peer = request.transport.get_extra_info("socket") if request.transport else None
-        if peer is None:
+        sock = request.transport.get_extra_info("socket") if request.transport else None
+        if sock is None:
             raise Denied("the caller has hung up")
-        _, uid, gid = struct.unpack("iII", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        uid, gid = peer(sock)
         if uid in (0, os.geteuid()):
             return
         with contextlib.suppress(KeyError):
