@@ -31,6 +31,8 @@ DOMAIN: Final = "dns.podman"
 PLUGIN: Final = "atoll"
 #: Subnets with less than this many bits for hosts aren't halved.
 _LEAST_BITS: Final = 4
+#: Of a static route that names none.
+_METRIC: Final = 100
 
 
 class Attachment(NamedTuple):
@@ -88,7 +90,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
         "mac": check_mac(per.static_mac) if per.static_mac else "",
         "aliases": _aliases(container.container_name, per.aliases),
         "owner": owner(container.container_id),
-        "routes": tuple(map(_route, network.routes or ())) if addressed else (),
+        "routes": tuple(map(route, network.routes or ())) if addressed else (),
         "default_route": options.default_route,
         "metric": options.metric,
     }
@@ -184,12 +186,13 @@ def _servers(texts: Iterable[str] | None, subnets: Sequence[words.Subnet]) -> tu
     return tuple(dict.fromkeys(found))[:MAX_SERVERS]
 
 
-def _route(route: words.Route) -> Route:
-    destination = words.parse_prefix(route.destination)
-    kind = route.route_type or "unicast"
+def route(asked: words.Route) -> Route:
+    """A static route of a network. Raises `Invalid`."""
+    destination = words.parse_prefix(asked.destination)
+    kind = asked.route_type or "unicast"
     if kind not in ("unicast", "blackhole", "unreachable", "prohibit"):
         raise Invalid(f'invalid route type "{kind[:80]}"')
-    gateway = words.parse_address(route.gateway) if route.gateway else None
+    gateway = words.parse_address(asked.gateway) if asked.gateway else None
     if kind == "unicast" and gateway is None:
         raise Invalid(f"route {destination} requires a gateway for type unicast")
     if kind != "unicast" and gateway is not None:
@@ -199,7 +202,7 @@ def _route(route: words.Route) -> Route:
     return Route(
         destination=str(destination),
         gateway=str(gateway) if gateway else "",
-        metric=route.metric if route.metric is not None else 100,
+        metric=_METRIC if asked.metric is None else asked.metric,
         kind=kind,  # type: ignore[arg-type]
     )
 
@@ -220,33 +223,43 @@ def _own_part(subnet: words.Subnet, prefix: Prefix) -> str:
 # --- ports ---------------------------------------------------------------------------------------------------------------------------
 
 
-def publications(mappings: Iterable[words.PortMapping] | None, families: Sequence[int]) -> list[str]:
-    """Port mappings as specs of ours, for an endpoint that serves these families."""
-    found: list[str] = []
+def spread(mappings: Iterable[words.PortMapping] | None, ways: Sequence[tuple[str, Sequence[int]]]) -> dict[str, list[str]]:
+    """Port mappings as specs of ours, by network. `ways` are the networks that can publish, with the families that they have.
+
+    A port leads to one address of each family: that on the first network that has it. One on a host address of a family that there
+    isn't is left out, as netavark does.
+    """
+    first = {family: next((name for name, families in ways if family in families), "") for family in (4, 6)}
+    found: dict[str, list[str]] = {}
     for mapping in mappings or ():
-        if mapping.host_port == 0 or mapping.container_port == 0:
-            raise Invalid("a port mapping has no port", "expected 1 to 65535")
+        _check_range(mapping)
         last = max(mapping.range, 1) - 1
-        if max(mapping.host_port, mapping.container_port) + last > 65535:
-            raise Invalid(f"{mapping.range} ports from {mapping.host_port} on are beyond 65535")
-        for host in _hosts(mapping, families):
+        outer, inner = (f"{port}-{port + last}" if last else str(port) for port in (mapping.host_port, mapping.container_port))
+        for name, host in _hosts(mapping, first):
             for protocol in _protocols(mapping):
-                outer, inner = (f"{port}-{port + last}" if last else str(port) for port in (mapping.host_port, mapping.container_port))
-                found.append(f"{host}{outer}:{inner}/{protocol}")
-    return list(dict.fromkeys(found))
+                found.setdefault(name, []).append(f"{host}{outer}:{inner}/{protocol}")
+    return {name: list(dict.fromkeys(specs)) for name, specs in found.items()}
 
 
-def _hosts(mapping: words.PortMapping, families: Sequence[int]) -> list[str]:
-    """The host address as a spec begins with it; nothing where that is of another family."""
+def _check_range(mapping: words.PortMapping) -> None:
+    if mapping.host_port == 0 or mapping.container_port == 0:
+        raise Invalid(f"port mapping {mapping.host_port}:{mapping.container_port} has a port 0", "expected 1 to 65535")
+    if max(mapping.host_port, mapping.container_port) + max(mapping.range, 1) - 1 > 65535:
+        raise Invalid(f"{mapping.range} ports from {max(mapping.host_port, mapping.container_port)} on go beyond 65535")
+
+
+def _hosts(mapping: words.PortMapping, first: dict[int, str]) -> list[tuple[str, str]]:
+    """Where it is published, and the host address as a spec begins with it."""
     if not mapping.host_ip:
-        return [""] if len(families) == 2 else [("0.0.0.0:" if family == 4 else "[::]:") for family in families]
+        if len({name for name in first.values() if name}) < 2:
+            return [(name, "") for name in dict.fromkeys(first.values()) if name]
+        return [(first[4], "0.0.0.0:"), (first[6], "[::]:")]
     try:
         address = ipaddress.ip_address(mapping.host_ip)
     except ValueError:
         raise Invalid(f'invalid host ip "{mapping.host_ip[:80]}" provided for port {mapping.host_port}') from None
-    if address.version not in families:
-        return []
-    return [f"[{address}]:" if address.version == 6 else f"{address}:"]
+    host = f"[{address}]:" if address.version == 6 else f"{address}:"
+    return [(first[address.version], host)] if first[address.version] else []
 
 
 def _protocols(mapping: words.PortMapping) -> list[str]:
