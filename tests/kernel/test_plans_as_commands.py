@@ -17,6 +17,7 @@ import pytest
 
 from atoll.engine import Engine, endpoints
 from atoll.ipam import Pool
+from atoll.model import Route
 from tests.kernel.kernel_state import OtherHost, Shell, State, comparable, differences, exact, read
 
 if TYPE_CHECKING:
@@ -185,6 +186,22 @@ def test_a_namespace_on_several_networks(twins: Twins) -> None:
     twins.do("disconnect", "a", "r1")
     twins.do("disconnect", "c", "r1")
     twins.do("remove_namespace", "r1")
+
+
+def test_further_routes(twins: Twins) -> None:
+    further = [Route("10.9.0.0/16", "10.1.0.9"), Route("fd09::/32", "fe80::9", metric=7), Route("10.8.0.0/16", kind="blackhole")]
+    twins.do("create_network", "a", subnets=["10.1.0.0/24", "fd01::/64"], routes=further, metric=50)
+    twins.do("create_network", "b", subnets=["10.2.0.0/24", "fd02::/64"], default_route=False)
+    twins.do("create_namespace", "r1")
+    twins.do("create_namespace", "r2")
+    twins.do("connect", "b", "r1", routes=[Route("fd08::/16", kind="prohibit"), Route("10.7.0.0/16", kind="unreachable", metric=3)])
+    twins.do("connect", "a", "r1", routes=[Route("10.6.0.0/16"), Route("10.5.0.0/16", "10.6.0.1")], gateway_priority=-1)
+    twins.do("connect", "a", "r2", default_route=False)
+    twins.do("disconnect", "b", "r1")
+    twins.do("connect", "b", "r1", metric=9)
+    twins.do("disconnect", "a", "r1")
+    twins.do("disconnect", "a", "r2")
+    twins.do("disconnect", "b", "r1")
 
 
 def test_published_ports_and_the_connections_through_them(twins: Twins) -> None:

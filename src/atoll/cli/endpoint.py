@@ -26,17 +26,26 @@ _SPEC = "[HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]"
     metavar="N",
     help="The highest of a namespace's networks has its default route.",
 )
+@click.option("--route", "routes", multiple=True, metavar="ROUTE", help="A further route in the namespace; may be repeated.")
+@click.option(
+    "--no-default-route", "default_route", flag_value=False, type=bool, default=True, help="The default route never leads by this network."
+)
+@click.option("--metric", type=int, default=0, metavar="N", help="The metric of the default route.")
 @click.option("-p", "--publish", "publish", multiple=True, metavar="SPEC", help=f"Publish a port: {_SPEC}")
 @click.option("--ingress-rate", default="", metavar="RATE", help="What the endpoint may receive, such as 10mbit.")
 @click.option("--egress-rate", default="", metavar="RATE", help="What it may send.")
 @output.dry_run_option
-def connect(network: str, dry_run: bool, **body: Any) -> None:
+def connect(network: str, dry_run: bool, routes: tuple[str, ...], **given: Any) -> None:
     """Connect a namespace to a network, while its processes run. Prints the endpoint's id.
+
+    ROUTE is as `ip route` writes it: [blackhole|unreachable|prohibit] PREFIX [via IP] [metric N].
 
     \b
       atoll connect web r1
       atoll connect web r1 --ip 192.168.34.163 -p 8080:80 -p 127.0.0.1:5353:53/udp
+      atoll connect web r1 --route '10.9.0.0/16 via 192.168.34.9' --route 'blackhole 10.0.0.0/8'
     """
+    body = given | {"routes": output.parse_routes(routes)}
     answer = client.post(f"/v1/networks/{client.quote(network)}/endpoints", body, dry_run=dry_run)
     if dry_run:
         output.show_commands(answer)

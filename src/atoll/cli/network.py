@@ -34,6 +34,11 @@ def network() -> None:
 @click.option("--guard/--no-guard", default=True, help="Whether an endpoint may send only from its own addresses, and only IP and ARP.")
 @click.option("--ingress-rate", default="", metavar="RATE", help="What each endpoint may receive, such as 10mbit.")
 @click.option("--egress-rate", default="", metavar="RATE", help="What each endpoint may send.")
+@click.option("--route", "routes", multiple=True, metavar="ROUTE", help="A further route in each namespace, as of `atoll connect`.")
+@click.option(
+    "--no-default-route", "default_route", flag_value=False, type=bool, default=True, help="No default route leads by this network."
+)
+@click.option("--metric", type=int, default=0, metavar="N", help="The metric of the default routes.")
 @click.option(
     "--dns", "servers", multiple=True, metavar="IP", help="Ask this server about names outside; may be repeated. Default: the host's."
 )
@@ -43,7 +48,9 @@ def network() -> None:
 )
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label.")
 @output.dry_run_option
-def create(dry_run: bool, aux: tuple[str, ...], options: tuple[str, ...], labels: tuple[str, ...], **given: Any) -> None:
+def create(
+    dry_run: bool, aux: tuple[str, ...], options: tuple[str, ...], labels: tuple[str, ...], routes: tuple[str, ...], **given: Any
+) -> None:
     """Create a network.
 
     \b
@@ -56,6 +63,7 @@ def create(dry_run: bool, aux: tuple[str, ...], options: tuple[str, ...], labels
         "aux_addresses": output.parse_pairs(aux, "--aux-address"),
         "options": output.parse_pairs(options, "--opt"),
         "labels": output.parse_pairs(labels, "--label"),
+        "routes": output.parse_routes(routes),
     }
     answer = client.post("/v1/networks", body, dry_run=dry_run)
     if dry_run:

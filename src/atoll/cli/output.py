@@ -10,11 +10,15 @@ import click
 
 from atoll.cli import client
 from atoll.errors import AtollError
+from atoll.model import ROUTE_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 F = TypeVar("F", bound="Callable[..., Any]")
+
+#: How a route is written on the command line.
+ROUTE = "[blackhole|unreachable|prohibit] PREFIX [via IP] [metric N]"
 
 format_option = click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="A table for people, or JSON.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the commands that this stands for, and change nothing.")
@@ -99,6 +103,29 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
         if not key:
             raise click.BadParameter(f"{pair!r} has no name before the '='", param_hint=option)
         found[key] = value
+    return found
+
+
+def parse_routes(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Routes as `ip route` writes them: `[KIND] PREFIX [via IP] [metric N]`."""
+    return [_parse_route(text) for text in texts]
+
+
+def _parse_route(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    words = text.split()
+    if len(words) > 1 and words[0] in ROUTE_KINDS:
+        found["kind"] = words.pop(0)
+    found["destination"] = words.pop(0) if words else ""
+    for key, value in zip(words[::2], words[1::2], strict=False):
+        if key == "via":
+            found["gateway"] = value
+        elif key == "metric" and value.isdecimal():
+            found["metric"] = int(value)
+        else:
+            raise click.BadParameter(f"{key} {value} is not part of a route here", param_hint="--route")
+    if len(words) % 2 or not found["destination"]:
+        raise click.BadParameter(f"{text!r} is not a route; expected {ROUTE}", param_hint="--route")
     return found
 
 

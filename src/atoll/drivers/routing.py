@@ -1,22 +1,27 @@
-"""Which way a namespace's packets leave: default routes and source rules, decided over all of its endpoints.
+"""Which way a namespace's packets leave: default routes, further routes and source rules, decided over all of its endpoints.
 
-For each address family one endpoint is the gateway: the highest `gateway_priority`, and among equals the one that was connected first.
+For each address family one endpoint is the gateway: of those that may have the default route the highest `gateway_priority`, and among
+equals the one that was connected first.
 What is sent from an endpoint's address must still leave by that endpoint (another network would drop the address, and a client of its
 published ports waits for the answer from there), so where there are several each gets a rule and a routing table of its own. The gateway
-too: without one it would answer clients that are on another network of the namespace directly, over there.
+too: without one it would answer clients that are on another network of the namespace directly, over there. And so does one without the
+default route, whose clients are answered all the same.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING, Final
 
+from atoll.errors import Conflict, Invalid
+from atoll.kernel import rtnl
 from atoll.model import interface
 from atoll.plan.operations import Operation, RouteAdd, RouteDelete, RuleAdd, RuleDelete
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
-    from atoll.model import Endpoint, Network
+    from atoll.model import Endpoint, Network, Prefix, Route
 
 _FIRST_TABLE: Final = 1000
 
@@ -29,31 +34,93 @@ def routes(attached: Collection[tuple[Network, Endpoint]], *, foreign_default: C
             (pair for pair in attached if pair[1].address(version) and has_way_out(pair[0], version)),
             key=lambda pair: (-pair[1].gateway_priority, pair[1].created, pair[1].number),
         )
-        for position, (network, endpoint) in enumerate(ways):
-            leads = position == 0 and version not in foreign_default
-            if leads:
-                wanted.append(_default(network, endpoint, version))
-            if len(ways) > 1 or not leads:
-                wanted += _own_table(network, endpoint, version)
-    return wanted
+        leader = next((pair for pair in ways if pair[1].default_route), None) if version not in foreign_default else None
+        ends = [(endpoint, route) for _, endpoint in attached for route in endpoint.routes if _ends(route, version)]
+        for pair in ways:
+            if pair is leader:
+                wanted.append(_default(*pair, version, metric=pair[1].metric))
+            if len(ways) > 1 or pair is not leader:
+                wanted += _own_table(*pair, version)
+                wanted += [_further(endpoint, route, _table(pair[1])) for endpoint, route in ends]
+        wanted += [_further(endpoint, route) for endpoint, route in ends]
+    for _, endpoint in attached:
+        wanted += [_further(endpoint, route) for route in _in_order(endpoint.routes)]
+    return list(dict.fromkeys(wanted))
 
 
 def has_way_out(network: Network, version: int) -> bool:
     return bool(network.gateway(version)) or (network.driver == "ipvlan" and network.mode in ("l3", "l3s") and network.has(version))
 
 
-def _default(network: Network, endpoint: Endpoint, version: int, table: int = 254) -> Operation:
-    return RouteAdd(endpoint.namespace, version, "default", network.gateway(version), endpoint.interface, table=table)
+def _default(network: Network, endpoint: Endpoint, version: int, table: int = rtnl.TABLE_MAIN, metric: int = 0) -> Operation:
+    return RouteAdd(endpoint.namespace, version, "default", network.gateway(version), endpoint.interface, table=table, metric=metric)
 
 
 def _own_table(network: Network, endpoint: Endpoint, version: int) -> Iterable[Operation]:
-    table = _FIRST_TABLE + endpoint.number
+    table = _table(endpoint)
     for text in endpoint.addresses:
         value = interface(text)
         if value.version == version:
             yield RouteAdd(endpoint.namespace, version, str(value.network), "", endpoint.interface, table=table)
             yield RuleAdd(endpoint.namespace, str(value.ip), table, table)
     yield _default(network, endpoint, version, table)
+    yield from (_further(endpoint, route, table) for route in _in_order(endpoint.routes) if route.version == version)
+
+
+def _table(endpoint: Endpoint) -> int:
+    return _FIRST_TABLE + endpoint.number
+
+
+# --- further routes ------------------------------------------------------------------------------------------------------------------
+
+
+def _ends(route: Route, version: int) -> bool:
+    """Whether nothing goes on by this route; then it counts whatever address something is sent from."""
+    return route.kind != "unicast" and route.version == version
+
+
+def _in_order(further: Iterable[Route]) -> list[Route]:
+    """Those that lead on, the ones on the link first: a gateway may lie behind them."""
+    return sorted((route for route in further if route.kind == "unicast"), key=lambda route: bool(route.gateway))
+
+
+def _further(endpoint: Endpoint, route: Route, table: int = rtnl.TABLE_MAIN) -> RouteAdd:
+    destination = "default" if ipaddress.ip_network(route.destination).prefixlen == 0 else route.destination
+    link = endpoint.interface if route.kind == "unicast" else ""
+    return RouteAdd(endpoint.namespace, route.version, destination, route.gateway, link, table=table, metric=route.metric, kind=route.kind)
+
+
+def check(further: Collection[Route], prefixes: Collection[Prefix]) -> None:
+    """Whether one whose addresses are in `prefixes` can have these routes. Raises `Invalid`."""
+    on_link = [ipaddress.ip_network(route.destination) for route in further if route.kind == "unicast" and not route.gateway]
+    for route in further:
+        if route.kind == "unicast" and not any(prefix.version == route.version for prefix in prefixes):
+            raise Invalid(f"route {route}: there is no IPv{route.version} address to send from", "give the network a subnet of that family")
+        if route.gateway:
+            gateway = ipaddress.ip_address(route.gateway)
+            if not (gateway.version == 6 and gateway.is_link_local) and not any(gateway in prefix for prefix in [*prefixes, *on_link]):
+                where = ", ".join(map(str, prefixes))
+                raise Invalid(f"route {route}: its gateway is not on the network ({where})", "a gateway must be reached without one")
+
+
+def check_apart(wanted: Iterable[Operation]) -> None:
+    """Raises `Conflict` when two routes would say where the same goes."""
+    seen: dict[tuple[object, ...], RouteAdd] = {}
+    for route in wanted:
+        if isinstance(route, RouteAdd):
+            other = seen.setdefault((route.version, route.destination, route.table, route.metric), route)
+            if other is not route:
+                raise Conflict(
+                    f"{route.namespace} would have two routes to {route.destination}, by {_way(other)} and by {_way(route)}",
+                    "give one a metric, or leave it out",
+                )
+
+
+def _way(route: RouteAdd) -> str:
+    return route.gateway or route.link or route.kind
+
+
+# --- from one set of endpoints to another --------------------------------------------------------------------------------------------
 
 
 def changes(before: Collection[Operation], after: Collection[Operation]) -> tuple[list[Operation], list[Operation]]:
@@ -66,3 +133,8 @@ def changes(before: Collection[Operation], after: Collection[Operation]) -> tupl
             elif isinstance(operation, RuleAdd):
                 gone.append(RuleDelete(operation))
     return gone, [operation for operation in after if operation not in before]
+
+
+def without_links(gone: Iterable[Operation]) -> Iterator[Operation]:
+    """What must be taken away though the links go."""
+    return (part for part in gone if not (isinstance(part, RouteDelete) and part.route.link))

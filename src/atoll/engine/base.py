@@ -24,7 +24,7 @@ from atoll.kernel import netns, rtnl, sysctl
 from atoll.kernel.host import Host
 from atoll.model import Namespace
 from atoll.plan.execute import dismantle, execute
-from atoll.plan.operations import ConntrackDelete, Operation, Plan, RuleDelete
+from atoll.plan.operations import ConntrackDelete, Operation, Plan
 from atoll.store.sqlite import Store
 
 if TYPE_CHECKING:
@@ -228,6 +228,7 @@ class Base:
         others = self.state.attached(namespace.name)
         before = self.wanted_routes(namespace, others) if others else []
         after = self.wanted_routes(namespace, [*others, (network, endpoint)])
+        routing.check_apart(after)
         gone, added = routing.changes(before, after)
         rules = change("add", endpoint_elements(network, endpoint))
         # A client that spoke to the port before it led here would go on with nobody. TCP clients start anew by themselves.
@@ -256,7 +257,7 @@ class Base:
         before = self.wanted_routes(namespace, [*others, (network, endpoint)])
         gone, added = routing.changes(before, self.wanted_routes(namespace, others))
         if not others:
-            gone = [operation for operation in gone if isinstance(operation, RuleDelete)]  # routes go with their link, rules don't
+            gone = list(routing.without_links(gone))
         return Plan.of(gone, of(network).endpoint_down(network, endpoint, namespace), added)
 
     def forget_connections(self, endpoint: Endpoint) -> set[ConntrackDelete]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, structs
 
 from atoll import faults, ipam
-from atoll.drivers import bridge
+from atoll.drivers import bridge, routing
 from atoll.engine.publishing import PortVerbs, parse_specs
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid
 from atoll.firewall.elements import Element, change, network_elements
@@ -29,6 +29,7 @@ from atoll.model import (
     check_metric,
     check_name,
     check_route,
+    interface,
     parse_rate,
 )
 from atoll.plan.execute import dismantle
@@ -150,7 +151,7 @@ class EndpointVerbs(PortVerbs):
             shard=self._shard(where),
             aliases=tuple(check_name(alias, "alias") for alias in options.aliases),
             gateway_priority=options.gateway_priority,
-            routes=(*where.routes, *map(check_route, options.routes)),
+            routes=tuple(dict.fromkeys([*where.routes, *map(check_route, options.routes)])),
             default_route=where.default_route and options.default_route,
             metric=check_metric(options.metric) or where.metric,
             ports=ports,
@@ -160,7 +161,13 @@ class EndpointVerbs(PortVerbs):
         )
         if ports:
             self.check_ports(where, endpoint, ports, families=[version for version in (4, 6) if where.has(version)])
-        return where, who, structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses))
+        endpoint = structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses))
+        try:
+            routing.check(endpoint.routes, [interface(text).network for text in endpoint.addresses])
+        except AtollError:
+            self.state.retract_addresses(endpoint)
+            raise
+        return where, who, endpoint
 
     def _check_allowed(self, network: Network, namespace: Namespace) -> None:
         for object_, what in ((network, "network"), (namespace, "namespace")):

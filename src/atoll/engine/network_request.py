@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from msgspec import Struct, structs
 
 from atoll import ipam
+from atoll.drivers import routing
 from atoll.errors import Conflict, Invalid, NotFound
 from atoll.kernel import rtnl
 from atoll.model import (
@@ -124,6 +125,7 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
         options=options,
     )
     _check_snat(network)
+    routing.check(network.routes, [ipaddress.ip_network(subnet.subnet) for subnet in subnets])
     return Chosen(network, tuple(notes))
 
 

@@ -251,7 +251,7 @@ def describe(wanted: op.Operation, todo: Collection[op.Operation], observed: Obs
             return f"address {address} of {link}{_inside(namespace)} is missing"
         case op.RouteAdd():
             table = "" if wanted.table == rtnl.TABLE_MAIN else f" in table {wanted.table}"
-            return f"route {wanted.destination} by {wanted.link}{table}{_inside(wanted.namespace)} is missing"
+            return f"route {wanted.destination} by {wanted.link or wanted.kind}{table}{_inside(wanted.namespace)} is missing"
         case op.RuleAdd(namespace, source):
             return f"rule from {source}{_inside(namespace)} is missing"
         case op.SysctlSet(namespace, setting, value):

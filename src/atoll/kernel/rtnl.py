@@ -108,8 +108,9 @@ _RTA_PRIORITY: Final = 6
 _RTA_TABLE: Final = 15
 TABLE_MAIN: Final = 254
 TABLE_LOCAL: Final = 255
-_RTN_UNICAST: Final = 1
 RTN_LOCAL: Final = 2
+#: The kinds of routes that can be asked for; the last three end there.
+ROUTE_KINDS: Final = {"unicast": 1, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 _SCOPE_UNIVERSE: Final = 0
 _SCOPE_LINK: Final = 253
 _SCOPE_HOST: Final = 254
@@ -392,10 +393,20 @@ def _unpack(family: int, packed: bytes) -> Address:
 
 
 def _route(
-    kind: int, flags: int, family: int, destination: Network | None, gateway: Address | None, index: int, table: int, metric: int
+    message_type: int,
+    flags: int,
+    version: int,
+    *,
+    destination: Network | None,
+    gateway: Address | None,
+    index: int = 0,
+    table: int = TABLE_MAIN,
+    metric: int = 0,
+    kind: str = "unicast",
 ) -> bytes:
-    scope = _SCOPE_UNIVERSE if gateway is not None or family == socket.AF_INET6 else _SCOPE_LINK
-    route_type = _RTN_UNICAST
+    family = _family(version)
+    scope = _SCOPE_LINK if gateway is None and version == 4 and kind == "unicast" else _SCOPE_UNIVERSE
+    route_type = ROUTE_KINDS[kind]
     attrs = b""
     if table == TABLE_LOCAL:
         scope, route_type = (_SCOPE_UNIVERSE if family == socket.AF_INET6 else _SCOPE_HOST), RTN_LOCAL
@@ -403,28 +414,65 @@ def _route(
         attrs += attribute(_RTA_DST, destination.network_address.packed)
     if gateway is not None:
         attrs += attribute(_RTA_GATEWAY, gateway.packed)
-    attrs += u32(_RTA_OIF, index) + u32(_RTA_TABLE, table)
+    if index:
+        attrs += u32(_RTA_OIF, index)
+    attrs += u32(_RTA_TABLE, table)
     if metric:
         attrs += u32(_RTA_PRIORITY, metric)
     length = destination.prefixlen if destination is not None else 0
     # Tables past 255 travel in the attribute; the old field then says "unspecified".
     old_table = table if table < 256 else 0
-    return message(kind, flags, _ROUTE.pack(family, length, 0, 0, old_table, RTPROT_ATOLL, scope, route_type, 0) + attrs)
+    return message(message_type, flags, _ROUTE.pack(family, length, 0, 0, old_table, RTPROT_ATOLL, scope, route_type, 0) + attrs)
 
 
 def add_route(
-    version: int, *, destination: Network | None, gateway: Address | None, index: int, table: int = TABLE_MAIN, metric: int = 0
+    version: int,
+    *,
+    destination: Network | None,
+    gateway: Address | None,
+    index: int = 0,
+    table: int = TABLE_MAIN,
+    metric: int = 0,
+    kind: str = "unicast",
 ) -> bytes:
-    """A route with our protocol mark; `destination` None is the default route, in the local table it is a `local` route."""
+    """A route with our protocol mark; `destination` None is the default route, in the local table it is a `local` route. One of a kind
+    that ends has neither gateway nor index."""
     # Several local routes may differ by interface only (::1 on each bridge); elsewhere that would hide a mistake.
     flags = NLM_F_CREATE | NLM_F_APPEND if table == TABLE_LOCAL else CREATE
-    return _route(RTM_NEWROUTE, flags, _family(version), destination, gateway, index, table, metric)
+    return _route(
+        RTM_NEWROUTE,
+        flags,
+        version,
+        destination=destination,
+        gateway=gateway,
+        index=index,
+        table=table,
+        metric=metric,
+        kind=kind,
+    )
 
 
 def delete_route(
-    version: int, *, destination: Network | None, gateway: Address | None, index: int, table: int = TABLE_MAIN, metric: int = 0
+    version: int,
+    *,
+    destination: Network | None,
+    gateway: Address | None,
+    index: int = 0,
+    table: int = TABLE_MAIN,
+    metric: int = 0,
+    kind: str = "unicast",
 ) -> bytes:
-    return _route(RTM_DELROUTE, 0, _family(version), destination, gateway, index, table, metric)
+    return _route(
+        RTM_DELROUTE,
+        0,
+        version,
+        destination=destination,
+        gateway=gateway,
+        index=index,
+        table=table,
+        metric=metric,
+        kind=kind,
+    )
 
 
 def get_route(to: Address) -> bytes:

@@ -299,9 +299,10 @@ def _encode_route(build: Callable[..., bytes], route: op.RouteAdd, index: Callab
         route.version,
         destination=None if route.destination == "default" else ipaddress.ip_network(route.destination),
         gateway=ipaddress.ip_address(route.gateway) if route.gateway else None,
-        index=index(route.link),
+        index=index(route.link) if route.link else 0,
         table=route.table,
         metric=route.metric,
+        kind=route.kind,
     )
 
 

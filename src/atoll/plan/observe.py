@@ -7,7 +7,7 @@ operations that make it true: none, the operation itself, or a smaller change.
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from atoll.errors import NotFound
 from atoll.kernel import rtnl, sysctl
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from atoll.kernel.rtnl import Link
 
 
+_ENDS: Final = {number for kind, number in rtnl.ROUTE_KINDS.items() if kind != "unicast"}
+#: What the kernel makes of an IPv6 route that is given no metric (IP6_RT_PRIO_USER).
+_METRIC6: Final = 1024
+
+
 class Stack:
     """One network stack as it was observed."""
 
@@ -27,13 +32,15 @@ class Stack:
         self.links: dict[str, Link] = {link.name: link for link in rows}
         self.names = {link.ifindex: link.name for link in rows}
         self.addresses = {(self.names.get(row.ifindex, ""), str(row.interface)) for row in rtnl.addresses(sock)}
-        self.routes: set[tuple[int, str, str, str, int]] = set()
+        self.routes: set[tuple[int, str, str, str, int, int, int]] = set()
         self.rules: set[tuple[str, int, int]] = set()
         if routes:
             for row in rtnl.routes(sock):
                 destination = str(row.destination) if row.destination is not None else "default"
                 version = 6 if row.family == 10 else 4
-                self.routes.add((version, destination, str(row.gateway or ""), self.names.get(row.ifindex, ""), row.table))
+                # To IPv6 a route that ends is one by lo.
+                link = "" if row.kind in _ENDS else self.names.get(row.ifindex, "")
+                self.routes.add((version, destination, str(row.gateway or ""), link, row.table, row.metric, row.kind))
             for rule in rtnl.rules(sock):
                 if rule.source is not None:
                     self.rules.add((str(rule.source), rule.table, rule.priority))
@@ -120,7 +127,7 @@ def place(operation: op.Operation) -> tuple[str, str] | None:
     match operation:
         case op.LinkSet(namespace, name) | op.AddressAdd(namespace, name):
             return namespace, name
-        case op.RouteAdd():
+        case op.RouteAdd() if operation.link:
             return operation.namespace, operation.link
         case op.RateSet(link) | op.Redirect(link):
             return op.HOST, link
@@ -247,5 +254,7 @@ def _route(operation: op.RouteAdd, observed: Observed, remade: set[tuple[str, st
     if stack is None:
         return [operation]
     destination = operation.destination if operation.destination == "default" else str(ipaddress.ip_network(operation.destination))
-    wanted = (operation.version, destination, operation.gateway, operation.link, operation.table)
+    metric = operation.metric or (_METRIC6 if operation.version == 6 else 0)
+    kind = rtnl.RTN_LOCAL if operation.table == rtnl.TABLE_LOCAL else rtnl.ROUTE_KINDS[operation.kind]
+    wanted = (operation.version, destination, operation.gateway, operation.link, operation.table, metric, kind)
     return [] if wanted in stack.routes and (operation.namespace, operation.link) not in remade else [operation]

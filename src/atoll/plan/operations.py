@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from atoll.kernel import nft, rtnl
+from atoll.model import RouteKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
 
 HOST: Final = ""
 
@@ -186,7 +188,7 @@ class AddressDelete(Operation, frozen=True):
 
 
 class RouteAdd(Operation, frozen=True):
-    """A route; `destination` is a prefix or `default`. In the local table it is of type local."""
+    """A route; `destination` is a prefix or `default`. In the local table it is of type local. One of a kind that ends has no link."""
 
     namespace: str
     version: int
@@ -195,13 +197,15 @@ class RouteAdd(Operation, frozen=True):
     link: str
     table: int = rtnl.TABLE_MAIN
     metric: int = 0
+    kind: RouteKind = "unicast"
 
     def words(self) -> str:
-        kind = "local " if self.table == rtnl.TABLE_LOCAL else ""
+        kind = "local " if self.table == rtnl.TABLE_LOCAL else f"{self.kind} " if self.kind != "unicast" else ""
         via = f" via {self.gateway}" if self.gateway else ""
         table = "" if self.table == rtnl.TABLE_MAIN else f" table {'local' if self.table == rtnl.TABLE_LOCAL else self.table}"
         metric = f" metric {self.metric}" if self.metric else ""
-        return f"{kind}{self.destination}{via} dev {self.link} proto {rtnl.RTPROT_ATOLL}{table}{metric}"
+        link = f" dev {self.link}" if self.link else ""
+        return f"{kind}{self.destination}{via}{link} proto {rtnl.RTPROT_ATOLL}{table}{metric}"
 
     def commands(self) -> list[str]:
         family = "-6 " if self.version == 6 else ""
