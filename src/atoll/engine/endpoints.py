@@ -48,6 +48,7 @@ class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     aliases: tuple[str, ...] = ()
     gateway_priority: int = 0
     publish: tuple[str, ...] = ()
+    ports_held: bool = False
     ingress_rate: str = ""
     egress_rate: str = ""
     routes: tuple[Route, ...] = ()
@@ -160,7 +161,8 @@ class EndpointVerbs(PortVerbs):
             created=self.now(),
         )
         if ports:
-            self.check_ports(where, endpoint, ports, families=[version for version in (4, 6) if where.has(version)])
+            families = [version for version in (4, 6) if where.has(version)]
+            self.check_ports(where, endpoint, ports, families=families, held=options.ports_held)
         endpoint = structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses))
         try:
             routing.check(endpoint.routes, [interface(text).network for text in endpoint.addresses])

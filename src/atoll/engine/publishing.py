@@ -22,13 +22,14 @@ _MOST_PORTS: Final = 65535
 
 
 class PortVerbs(Base):
-    def publish(self, namespace: str, specs: Sequence[str], *, network: str = "") -> Endpoint:
-        """Publish ports of a namespace that runs. `network` says on which endpoint when there are several; else its gateway's.
+    def publish(self, namespace: str, specs: Sequence[str], *, network: str = "", ports_held: bool = False) -> Endpoint:
+        """Publish ports of a namespace that runs. `network` says on which endpoint when there are several; else its gateway's. With
+        `ports_held` the caller sees to it that no program of the host has them.
 
         Recorded first: what a crash leaves undone is then a difference that recovery puts right.
         """
         faults.begin("publish")
-        endpoint, ports = self._publishing(namespace, specs, network)
+        endpoint, ports = self._publishing(namespace, specs, network, held=ports_held)
         self.settle_for(structs.replace(endpoint, ports=ports, addresses=()))
         made = structs.replace(endpoint, ports=(*endpoint.ports, *ports))
         with self.store.transaction():
@@ -77,12 +78,15 @@ class PortVerbs(Base):
             self.names.put_endpoint(self.state.network(after.network), after)
             self.names.tell()
 
-    def _publishing(self, namespace: str, specs: Sequence[str], network: str) -> tuple[Endpoint, tuple[PublishedPort, ...]]:
+    def _publishing(
+        self, namespace: str, specs: Sequence[str], network: str, *, held: bool = False
+    ) -> tuple[Endpoint, tuple[PublishedPort, ...]]:
         where, endpoint = self._serving(namespace, network)
         ports = parse_specs(specs)
         if not ports:
             raise Invalid("no port to publish was named", "expected [HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]")
-        self.check_ports(where, endpoint, ports, families=[version for version in (4, 6) if endpoint.address(version)])
+        families = [version for version in (4, 6) if endpoint.address(version)]
+        self.check_ports(where, endpoint, ports, families=families, held=held)
         return endpoint, ports
 
     def _unpublishing(self, namespace: str, specs: Sequence[str], network: str) -> tuple[Endpoint, tuple[PublishedPort, ...]]:
@@ -112,8 +116,17 @@ class PortVerbs(Base):
             raise Conflict(f"{namespace} is on no network that can publish", "connect it to a bridge network that isn't internal")
         return min(able, key=lambda pair: (-pair[1].gateway_priority, pair[1].created, pair[1].number))
 
-    def check_ports(self, network: Network, endpoint: Endpoint, ports: Collection[PublishedPort], *, families: Collection[int]) -> None:
-        """Raises `Conflict` with the holder's name for a port that is taken, by an endpoint or by a program of the host."""
+    def check_ports(
+        self,
+        network: Network,
+        endpoint: Endpoint,
+        ports: Collection[PublishedPort],
+        *,
+        families: Collection[int],
+        held: bool = False,
+    ) -> None:
+        """Raises `Conflict` with the holder's name for a port that is taken, by an endpoint or by a program of the host. Programs aren't
+        looked for with `held`: whoever asks holds the ports itself, or will."""
         if network.driver != "bridge":
             raise Invalid(f"driver {network.driver} can't publish ports", "its endpoints are on the parent's network themselves")
         if network.internal:
@@ -136,6 +149,8 @@ class PortVerbs(Base):
             if any(other == port for other in seen):
                 raise Conflict(f"{port} is named twice", "name it once")
             seen.append(port)
+        if held:
+            return
         busy = self.host.run(lambda: _busy_port(ports, families, self.names.pid))
         if busy is not None:
             number, protocol, holder = busy

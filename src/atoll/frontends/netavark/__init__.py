@@ -7,7 +7,6 @@ containers, containers that it had set up, and its DHCP proxy.
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -39,8 +38,6 @@ PLUGIN_API: Final = "1.0.0"
 _FIREWALLS: Final = ("", "nftables", "firewalld", "iptables")
 _MOST_BYTES: Final = 16 << 20
 
-log = logging.getLogger("atoll")
-
 
 def answer(engine: Engine, call: Call) -> Answer:
     """What the executed file is to print. Never raises for what it was given: an error is netavark's {"error": ...} and exit code 1."""
@@ -50,9 +47,6 @@ def answer(engine: Engine, call: Call) -> Answer:
         return _netavark(engine, call, parse(call.arguments))
     except AtollError as error:
         return failure(call.door, str(error))
-    except Exception:
-        log.exception("netavark %s", call.arguments)
-        return failure(call.door, "this failed inside; the daemon's log says where")
 
 
 def _netavark(engine: Engine, call: Call, arguments: Arguments) -> Answer:

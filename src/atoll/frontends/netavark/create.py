@@ -143,9 +143,7 @@ def _bridge(engine: Engine, network: Network, call: CreateCall, used: Sequence[P
             subnets.append(_free_ipv4(call.options.subnet_pools, used))
         if network.ipv6_enabled and 6 not in versions:
             subnets.append(_free_ipv6([words.parse_prefix(text) for text in call.used.subnets]))
-        network = structs.replace(
-            network, subnets=tuple(subnets), ipam_options={**(network.ipam_options or {}), "driver": "host-local"}
-        )
+        network = structs.replace(network, subnets=tuple(subnets), ipam_options={**(network.ipam_options or {}), "driver": "host-local"})
     return network
 
 

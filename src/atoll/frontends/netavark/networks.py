@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from atoll.frontends.netavark.options import Options
-    from atoll.ipam import Prefix
-    from atoll.model import Network
+    from atoll.model import Network, Prefix
 
 #: The label of a network that was made for Podman, which goes with its last endpoint.
 DOOR: Final = "atoll.door"
@@ -208,16 +207,14 @@ def route(asked: words.Route) -> Route:
 
 
 def _can_be_halved(prefix: Prefix) -> bool:
-    return prefix.max_prefixlen - prefix.prefixlen >= _LEAST_BITS
+    return bool(prefix.max_prefixlen - prefix.prefixlen >= _LEAST_BITS)
 
 
 def _own_part(subnet: words.Subnet, prefix: Prefix) -> str:
     """The half that Atoll takes its own choices from: the upper one, or the lower if Podman's are in the upper one only."""
     lower, upper = prefix.subnets(prefixlen_diff=1)
-    if subnet.lease_range is not None and subnet.lease_range.start_ip:
-        if words.parse_address(subnet.lease_range.start_ip) in upper:
-            return str(lower)
-    return str(upper)
+    start = subnet.lease_range.start_ip if subnet.lease_range is not None else None
+    return str(lower if start and words.parse_address(start) in upper else upper)
 
 
 # --- ports ---------------------------------------------------------------------------------------------------------------------------

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from atoll.errors import Invalid
+from atoll.model import Isolation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from atoll.model import Isolation
 
 _OF_BRIDGE: Final = ("mode", "mtu", "isolate", "metric", "no_default_route", "vrf", "vlan")
 _OF_VLAN: Final = ("mode", "mtu", "metric", "no_default_route", "bclim")

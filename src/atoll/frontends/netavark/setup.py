@@ -10,10 +10,12 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from atoll.errors import AtollError, Conflict, Invalid
 from atoll.frontends.netavark import networks, words
 from atoll.frontends.netavark.teardown import release_networks
-from atoll.model import check_name
+from atoll.model import check_name, interface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,8 +75,8 @@ def _check_networks(engine: Engine, wanted: Sequence[Attachment]) -> None:
         found = _find(engine, each.name)
         if found is not None:
             networks.check_same(found, each)
-        elif each.request.options.get("bridge", "") and not each.addressed:
-            continue
+        elif len(wanted) > 1:  # a single one is checked when it is made
+            engine.plan_create_network(**structs.asdict(each.request))
 
 
 def _find(engine: Engine, name: str) -> Network | None:
@@ -127,9 +129,7 @@ def _network(engine: Engine, wanted: Attachment, undo: ExitStack) -> Network:
     return made
 
 
-def _connect(
-    engine: Engine, network: Network, namespace: Namespace, wanted: Attachment, publish: list[str], undo: ExitStack
-) -> Endpoint:
+def _connect(engine: Engine, network: Network, namespace: Namespace, wanted: Attachment, publish: list[str], undo: ExitStack) -> Endpoint:
     def connect() -> Endpoint:
         return engine.connect(network.name, namespace.name, publish=publish, ports_held=bool(publish), **wanted.connect)
 
@@ -156,10 +156,22 @@ def _quietly(function: Callable[[], object]) -> None:
 def _status(engine: Engine, wanted: Attachment, endpoint: Endpoint, servers: tuple[str, ...]) -> words.Status:
     network = engine.state.network(endpoint.network)
     gateways = {subnet.subnet: subnet.gateway or None for subnet in network.subnets}
-    interface = words.NetInterface(endpoint.mac or _mac(engine, endpoint), tuple(_addresses(endpoint, gateways)))
+    interface = words.NetInterface(_mac(engine, network, endpoint), tuple(_addresses(endpoint, gateways)))
     resolvers = network.resolvers() if wanted.dns else ()
     return words.Status(
         dns_search_domains=(networks.DOMAIN,) if resolvers else (),
         dns_server_ips=resolvers or (servers if not wanted.dns else ()),
         interfaces={endpoint.interface: interface},
     )
+
+
+def _addresses(endpoint: Endpoint, gateways: dict[str, str | None]) -> list[words.NetAddress]:
+    """In the order of the subnets."""
+    found = [(str(interface(text).network), text) for text in endpoint.addresses]
+    return [words.NetAddress(text, gateway) for subnet, gateway in gateways.items() for inside, text in found if inside == subnet]
+
+
+def _mac(engine: Engine, network: Network, endpoint: Endpoint) -> str:
+    """An ipvlan interface has its parent's."""
+    parent = engine.links().get(network.parent) if network.driver == "ipvlan" else None
+    return parent.mac if parent is not None else endpoint.mac

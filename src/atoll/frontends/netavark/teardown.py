@@ -28,7 +28,8 @@ def is_ours(engine: Engine, container: words.Container) -> bool:
 def teardown(engine: Engine, container: words.Container) -> None:
     """Take the container off the networks that are named. Raises one error that names all there were."""
     named = {network.name for network, _ in container.attachments()}
-    leaving, staying = [], []
+    leaving: list[Endpoint] = []
+    staying: list[Endpoint] = []
     for endpoint in engine.state.owned(networks.owner(container.container_id)):
         (leaving if engine.state.network(endpoint.network).name in named else staying).append(endpoint)
     errors: list[AtollError] = []
