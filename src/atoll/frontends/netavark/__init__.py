@@ -8,6 +8,7 @@ containers, containers that it had set up, and its DHCP proxy.
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -131,19 +132,19 @@ def _check_surroundings(call: Call, arguments: Arguments) -> None:
 
 def _input(call: Call, arguments: Arguments) -> bytes:
     """The JSON: from stdin, or from the file that is named, which is read here, by root: the socket is root's as well."""
-    if arguments.file is None:
+    if arguments.file in (None, "/dev/stdin"):
         return call.stdin
-    path = os.path.join(call.folder or "/", arguments.file)
+    path = os.path.join(call.folder or "/", arguments.file or "")
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        words_ = f"{error.strerror} (os error {error.errno})" if isinstance(error, OSError) else str(error)
-        raise Invalid(f"failed to load network options: IO error: {words_}") from None
-    if data is None or len(data) > _MOST_BYTES:
-        raise Invalid(f"failed to load network options: {path[:80]} is no file of at most {_MOST_BYTES} bytes")
-    return data
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            about = os.fstat(file.fileno())
+            if stat.S_ISREG(about.st_mode) and about.st_size <= _MOST_BYTES:
+                return file.read(_MOST_BYTES)
+    except OSError as error:
+        raise Invalid(f"failed to load network options: IO error: {error.strerror} (os error {error.errno})") from None
+    except ValueError as error:
+        raise Invalid(f"failed to load network options: IO error: {error}") from None
+    raise Invalid(f"failed to load network options: {path[:80]} is no file of at most {_MOST_BYTES} bytes")
 
 
 def _update(engine: Engine, arguments: Arguments) -> None:
