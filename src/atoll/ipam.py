@@ -117,12 +117,13 @@ class Pool:
         ranges: Sequence[Network] = (),
         reserved: Mapping[str, Address] = {},
         cursor: int = 0,
+        kind: str = "network",
     ) -> None:
-        """`network` is the network's name, for messages; `reserved` maps a name to its address; `cursor` is the integer value of
-        the address handed out last, 0 for none yet (128 bits wide for IPv6). Raises Invalid as `check_layout` does.
+        """`network` is the network's name and `kind` what it is, for messages; `reserved` maps a name to its address; `cursor` is the
+        integer value of the address handed out last, 0 for none yet (128 bits wide for IPv6). Raises Invalid as `check_layout` does.
         """
         check_layout(subnet, gateway, ranges, reserved)
-        self._network = network
+        self._network = f"{kind} {network}"
         self._subnet = subnet
         self._gateway = gateway
         self._ranges = tuple(ranges)
@@ -173,13 +174,24 @@ class Pool:
         Raises Invalid outside the subnet or where no endpoint can be, Conflict if the gateway, a reserved name or an owner (even
         the same one) has it.
         """
-        _check_usable(self._subnet, address, f"network {self._network}: address")
+        _check_usable(self._subnet, address, f"{self._network}: address")
         value = int(address)
         state = f"held by {self._owners[value]}" if value in self._owners else self._fixed.get(value)
         if state:
-            raise Conflict(f"{address} is {state} on network {self._network}", "choose another, or name none to get a free one")
+            raise Conflict(f"{address} is {state} on {self._network}", "choose another, or name none to get a free one")
         self._free.discard(value)
         self._owners[value] = owner
+
+    def hand_over(self, address: Address, owner: str) -> bool:
+        """Give an address that is held a new owner; false where nobody holds it."""
+        held = address in self._subnet and int(address) in self._owners
+        if held:
+            self._owners[int(address)] = owner
+        return held
+
+    def rename(self, network: str, kind: str = "network") -> None:
+        """Under another name in messages."""
+        self._network = f"{kind} {network}"
 
     def release(self, address: Address) -> None:
         """Give an address back. One that nobody holds is left alone."""
@@ -220,7 +232,7 @@ class Pool:
         within = f"range {', '.join(map(str, self._ranges))} of " if self._ranges else ""
         holders = list(islice((owner for held, owner in self._owners.items() if self._in_ranges(held)), 5))
         raise Exhausted(
-            f"network {self._network} has no free address in {within}subnet {self._subnet}, size {self.size}"
+            f"{self._network} has no free address in {within}subnet {self._subnet}, size {self.size}"
             + (f" (held by {_shortened(holders, self.size)})" if holders else ""),
             "disconnect what is no longer needed, or create the network with a larger subnet",
         )

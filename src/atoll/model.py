@@ -22,7 +22,7 @@ Driver = Literal["bridge", "macvlan", "ipvlan", "host", "none"]
 Nat = Literal["masquerade", "routed", "snat"]
 Protocol = Literal["tcp", "udp", "sctp"]
 State = Literal["pending", "ready", "removing"]
-NamespaceKind = Literal["created", "adopted"]
+NamespaceKind = Literal["created", "adopted", "external"]
 RunState = Literal["pending", "running", "ended"]
 RouteKind = Literal["unicast", "blackhole", "unreachable", "prohibit"]
 Isolation = Literal["strict", "isolated", "open"]
@@ -42,6 +42,7 @@ BRIDGE_PREFIX: Final = "atb"
 VETH_PREFIX: Final = "atv"
 TRUNK_PREFIX: Final = "att"
 SHAPER_PREFIX: Final = "ati"
+SPARE_PREFIX: Final = "atc"
 #: A kernel bridge takes 1,023 ports, but one broadcast to more than about 900 overruns the backlog of a CPU (net.core.netdev_max_backlog
 #: 1000), also when it goes on to the next bridge of the chain; so a network grows by bridges of this many ports.
 SHARD_PORTS: Final = 480
@@ -158,7 +159,11 @@ class Network(Struct, frozen=True, omit_defaults=True):
 class Namespace(Struct, frozen=True, omit_defaults=True):
     """A network namespace under our care. `device` and `inode` tell it from any other as long as it lives; an adopted one also knows
     where it came from and, if that was a process, which (`pid`, `start` in ticks since boot `boot`). `servers` are asked about names of the
-    world outside instead of its network's; `files`: an adopted one has a resolv.conf and hosts of ours, as each created one has."""
+    world outside instead of its network's; `files`: an adopted one has a resolv.conf and hosts of ours, as each created one has.
+
+    `path` is the file that leads to one which others made and end: when it leads nowhere or to another namespace, ours has ended. The
+    inside of an `external` one is set up by somebody else (Docker): we make the host's side, and the other end of each link lies on the
+    host (`Endpoint.spare`) until they take it. At first nothing leads to it, so it has no inode. `former` is the name that it is losing."""
 
     name: str
     kind: NamespaceKind = "created"
@@ -169,6 +174,8 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     start: int = 0
     boot: str = ""
     named: bool = True
+    path: str = ""
+    former: str = ""
     servers: tuple[str, ...] = ()
     files: bool = False
     labels: dict[str, str] = {}
@@ -178,6 +185,10 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     @property
     def has_files(self) -> bool:
         return self.files or self.kind == "created"
+
+    @property
+    def is_external(self) -> bool:
+        return self.kind == "external"
 
 
 class Run(Struct, frozen=True, omit_defaults=True):
@@ -239,10 +250,23 @@ class PublishedPort(Struct, frozen=True, omit_defaults=True):
         return self.host_ip in ("", "0.0.0.0", "::")
 
 
+class AddressPool(Struct, frozen=True, omit_defaults=True):
+    """Addresses that are leased without a network: a subnet, the parts of it that leases come from (none: all of it) as prefixes or
+    FIRST-LAST, and addresses that are never leased. With `until_reboot` leases end when the machine does; `boot` is when they began."""
+
+    name: str
+    subnet: str
+    ranges: tuple[str, ...] = ()
+    reserved: tuple[str, ...] = ()
+    until_reboot: bool = False
+    boot: str = ""
+
+
 class Endpoint(Struct, frozen=True, omit_defaults=True):
     """One namespace's attachment to one network. `addresses` carry the prefix length; `number` is the n-th interface of the namespace;
     `shard` the kernel bridge of the network that it is a port of. `mtu` is 0 where it is the network's. Without `default_route` the
-    namespace's default route never leads by it; `metric` is that of the one that does."""
+    namespace's default route never leads by it; `metric` is that of the one that does. `owner` is who asked for it, such as
+    `docker:ENDPOINT`, and empty for Atoll's own. In an external namespace `interface` is the spare end's name until we know a better."""
 
     id: str
     network: str
@@ -258,6 +282,7 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     routes: tuple[Route, ...] = ()
     default_route: bool = True
     metric: int = 0
+    owner: str = ""
     ports: tuple[PublishedPort, ...] = ()
     ingress_rate: int = 0
     egress_rate: int = 0
@@ -267,6 +292,11 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     @property
     def host_interface(self) -> str:
         return VETH_PREFIX + self.id
+
+    @property
+    def spare(self) -> str:
+        """What an external namespace's own end is called until somebody takes it."""
+        return SPARE_PREFIX + self.id
 
     @property
     def shaper(self) -> str:
@@ -292,6 +322,13 @@ def check_name(text: str, what: str) -> str:
     """A network's, namespace's or endpoint's name: 1 to 63 letters, digits, `_ . -`, the first a letter or digit."""
     if not _NAME.match(text):
         raise Invalid(f"{text[:80]!r} is not a {what} name", "1 to 63 letters, digits, '_', '.' or '-', beginning with a letter or digit")
+    return text
+
+
+def check_key(text: str, what: str) -> str:
+    """What a front door calls something by: 1 to 255 printable characters."""
+    if not text or len(text) > 255 or not text.isprintable():
+        raise Invalid(f"{text[:80]!r} is not usable as {what}", "1 to 255 printable characters")
     return text
 
 

@@ -19,7 +19,7 @@ from atoll.engine import host_side
 from atoll.errors import AtollError
 from atoll.firewall.skeleton import TABLE
 from atoll.kernel import netlink, nft, rtnl, sysctl
-from atoll.model import TRUNK_PREFIX, VETH_PREFIX
+from atoll.model import SPARE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
 from atoll.plan.operations import HOST, SysctlSet
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Watcher:
         self.rules = engine.host.run(lambda: nft.open_socket((nft.GROUP_NFTABLES,)))
         self._own_pid = self._find_own_pid()
         self._namespace_ids: dict[int, str] = {}
-        #: The endpoints that there were when these ids were asked for.
+        #: The endpoints and the namespaces to be found that there were when these ids were asked for.
         self._connected: frozenset[str] = frozenset()
 
     def close(self) -> None:
@@ -93,6 +93,7 @@ class Watcher:
         firewall = self._rules_touched(rule_events)
         if links or namespaces:
             engine.release_vanished()
+            engine.learn_interfaces(namespaces)
         if links or namespaces or firewall:
             engine.repair(namespaces=namespaces & set(engine.state.namespaces), firewall=firewall, links=links)
         return any(_FILTER_BYTES in event.body[:32] for event in rule_events)
@@ -172,6 +173,8 @@ class Watcher:
 
     def _contradicts(self, event: Message, link: rtnl.Link, known: dict[str, Network]) -> bool:
         if link.name not in known:
+            if link.name.startswith(SPARE_PREFIX):
+                return False
             # A trunk, a shaper, or one of ours under another name; a foreign link is nobody's business.
             owner = link.alias.removeprefix("atoll:")
             return link.alias != owner and (owner in self._engine.state.endpoints or owner in self._engine.state.networks)
@@ -196,7 +199,7 @@ class Watcher:
 
         To learn an id is to ask for each namespace's; that an id is nobody's is remembered for as long as nothing is connected.
         """
-        connected = frozenset(self._engine.state.endpoints)
+        connected = frozenset(self._engine.state.endpoints) | {name for name, one in self._engine.state.namespaces.items() if one.inode}
         name = self._namespace_ids.get(namespace_id)
         if name is None or (self._id_of(name) != namespace_id if name else connected != self._connected):
             self._namespace_ids = {self._id_of(other): other for other in self._engine.state.namespaces}

@@ -124,9 +124,11 @@ def network_down(network: Network) -> list[Operation]:
 
 
 def endpoint_up(network: Network, endpoint: Endpoint, namespace: Namespace) -> list[Operation]:
-    near, far, inside = endpoint.host_interface, endpoint.interface, namespace.name
+    near, external = endpoint.host_interface, namespace.is_external
+    far, inside = (endpoint.spare, HOST) if external else (endpoint.interface, namespace.name)
+    mark = f"atoll:{endpoint.id}"
     operations: list[Operation] = [
-        VethAdd(near, far, inside, endpoint.mac, network.mtu, network.shard(endpoint.shard), f"atoll:{endpoint.id}")
+        VethAdd(near, far, inside, endpoint.mac, network.mtu, network.shard(endpoint.shard), mark, spare=external)
     ]
     if not network.icc:
         operations.append(LinkSet(HOST, near, isolated=True))
@@ -135,11 +137,11 @@ def endpoint_up(network: Network, endpoint: Endpoint, namespace: Namespace) -> l
     if endpoint.egress_rate:
         # A queue holds back what leaves an interface, so what the endpoint sends is led through one more.
         operations += [
-            ShaperAdd(endpoint.shaper, f"atoll:{endpoint.id}"),
+            ShaperAdd(endpoint.shaper, mark),
             RateSet(endpoint.shaper, endpoint.egress_rate),
             Redirect(near, endpoint.shaper),
         ]
-    return operations + inside_up(endpoint, namespace)
+    return operations if external else operations + inside_up(endpoint, namespace)
 
 
 def inside_up(endpoint: Endpoint, namespace: Namespace) -> list[Operation]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from atoll.drivers.bridge import inside_up
-from atoll.plan.operations import ChildAdd, LinkDelete, LinkSet, Operation
+from atoll.plan.operations import HOST, ChildAdd, LinkDelete, LinkSet, Operation
 
 if TYPE_CHECKING:
     from atoll.model import Endpoint, Namespace, Network
@@ -27,20 +27,26 @@ def network_down(network: Network) -> list[Operation]:
 
 
 def endpoint_up(network: Network, endpoint: Endpoint, namespace: Namespace) -> list[Operation]:
+    external = namespace.is_external
+    name, where = (endpoint.spare, HOST) if external else (endpoint.interface, namespace.name)
     child = ChildAdd(
         kind=network.driver,
-        name=endpoint.interface,
-        namespace=namespace.name,
+        name=name,
+        namespace=where,
         parent=network.parent,
         mac=endpoint.mac,
         mtu=network.mtu,
         mode=network.mode,
         flag=network.flag,
     )
-    mark = LinkSet(namespace.name, endpoint.interface, alias=f"atoll:{endpoint.id}")
-    return [child, mark, *inside_up(endpoint, namespace)]
+    mark = LinkSet(where, name, alias=f"atoll:{endpoint.id}")
+    return [child, mark] if external else [child, mark, *inside_up(endpoint, namespace)]
 
 
 def endpoint_down(network: Network, endpoint: Endpoint, namespace: Namespace) -> list[Operation]:
     del network
-    return [LinkDelete(namespace.name, endpoint.interface)]
+    if not namespace.is_external:
+        return [LinkDelete(namespace.name, endpoint.interface)]
+    # Whoever took it may have given it back, or not.
+    inside = [LinkDelete(namespace.name, endpoint.interface)] if namespace.named and endpoint.interface != endpoint.spare else []
+    return [LinkDelete(HOST, endpoint.spare), *inside]

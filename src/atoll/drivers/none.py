@@ -25,7 +25,7 @@ def network_down(network: Network) -> list[Operation]:
 
 def endpoint_up(network: Network, endpoint: Endpoint, namespace: Namespace) -> list[Operation]:
     del network, endpoint
-    return [LinkSet(namespace.name, "lo", up=True)]
+    return [] if namespace.is_external else [LinkSet(namespace.name, "lo", up=True)]
 
 
 def endpoint_down(network: Network, endpoint: Endpoint, namespace: Namespace) -> list[Operation]:

@@ -178,9 +178,9 @@ class Base:
     def foreign(self, namespace: Namespace) -> tuple[set[str], set[int]]:
         """Interface names that an adopted namespace has, and the families in which it has a default route of its own.
 
-        Those that we made have neither, so nothing is asked about them.
+        Those that we made have neither, so nothing is asked about them; the inside of external ones is none of ours.
         """
-        if namespace.kind == "created":
+        if namespace.kind != "adopted":
             return set(), set()
         with self.host.socket_in(namespace.name) as sock:
             names = {link.name for link in rtnl.links(sock)}
@@ -192,6 +192,8 @@ class Base:
         return names, families
 
     def wanted_routes(self, namespace: Namespace, attached: list[tuple[Network, Endpoint]]) -> list[Operation]:
+        if namespace.is_external:
+            return []
         families = self.foreign(namespace)[1] if attached else set()
         return routing.routes(attached, foreign_default=families)
 
@@ -340,9 +342,14 @@ class Base:
 
     def ready(self, endpoint: Endpoint) -> Endpoint:
         made = structs.replace(endpoint, state="ready")
+        held = [text.partition("/")[0] for text in made.addresses] if self.state.holds else []
         with self.store.transaction():
             self.store.put(made)
+            for text in held:
+                self.store.delete_hold(made.network, text)
         self.state.put_endpoint(made)
+        for text in held:
+            self.state.drop_hold(made.network, text)
         return made
 
 

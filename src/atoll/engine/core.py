@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from atoll.engine.holds import HoldVerbs
 from atoll.engine.reconcile import Reconcile
 from atoll.engine.runs import RunVerbs
 
 
-class Engine(RunVerbs, Reconcile):
+class Engine(RunVerbs, HoldVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:

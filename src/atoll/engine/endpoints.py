@@ -25,6 +25,7 @@ from atoll.model import (
     Route,
     as_tuples,
     check_interface,
+    check_key,
     check_mac,
     check_metric,
     check_name,
@@ -54,6 +55,9 @@ class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     routes: tuple[Route, ...] = ()
     default_route: bool = True
     metric: int = 0
+    #: Who asks (`Endpoint.owner`), and by which name some of the addresses are kept for this (`hold_address`).
+    owner: str = ""
+    holder: str = ""
 
 
 class EndpointVerbs(PortVerbs):
@@ -141,6 +145,7 @@ class EndpointVerbs(PortVerbs):
         )
         self._check_rates(where, rates)
         _check_32_bits(options.gateway_priority, "gateway priority")
+        owner = check_key(options.owner, "an owner") if options.owner else ""
         number = _lowest_free({endpoint.number for endpoint in self.state.endpoints_of(namespace)})
         endpoint = Endpoint(
             id=self.new_id(),
@@ -149,6 +154,7 @@ class EndpointVerbs(PortVerbs):
             interface=self._interface(where, who, options.interface, number),
             mac=self._mac(where, options.mac),
             number=number,
+            owner=owner,
             shard=self._shard(where),
             aliases=tuple(check_name(alias, "alias") for alias in options.aliases),
             gateway_priority=options.gateway_priority,
@@ -163,7 +169,9 @@ class EndpointVerbs(PortVerbs):
         if ports:
             families = [version for version in (4, 6) if where.has(version)]
             self.check_ports(where, endpoint, ports, families=families, held=options.ports_held)
-        endpoint = structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses))
+        if who.is_external:
+            endpoint = structs.replace(endpoint, interface=endpoint.spare)
+        endpoint = structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses, options.holder))
         try:
             routing.check(endpoint.routes, [interface(text).network for text in endpoint.addresses])
         except AtollError:
@@ -193,6 +201,8 @@ class EndpointVerbs(PortVerbs):
     def _interface(self, network: Network, namespace: Namespace, wanted: str, number: int) -> str:
         if network.driver == "none":
             return "lo"
+        if namespace.is_external and wanted:
+            raise Invalid(f"{namespace.name} is set up by someone else, who also names its interfaces", "leave out the interface's name")
         taken = {endpoint.interface for endpoint in self.state.endpoints_of(namespace.name)} | self.foreign(namespace)[0]
         if wanted:
             if check_interface(wanted) in taken or wanted == "lo":
@@ -216,8 +226,8 @@ class EndpointVerbs(PortVerbs):
             pass
         return mac
 
-    def _addresses(self, network: Network, owner: str, wanted: Sequence[str]) -> tuple[str, ...]:
-        """Static addresses as asked for, and one chosen address in each family that is left; held in their pools.
+    def _addresses(self, network: Network, owner: str, wanted: Sequence[str], holder: str) -> tuple[str, ...]:
+        """Static addresses as asked for (free, or kept for `holder`), and one chosen address in each family that is left.
 
         Without a static address the first subnet of a family serves, and the next when it is full.
         """
@@ -229,7 +239,7 @@ class EndpointVerbs(PortVerbs):
                 if pool is None:
                     subnets = ", ".join(subnet.subnet for subnet in network.subnets) or "none"
                     raise Invalid(f"address {value} is not in a subnet of {network.name}", f"its subnets: {subnets}")
-                pool.claim(value, owner)
+                self.state.take_over(network, pool, value, holder, owner)
                 held.append((pool, value))
             for version in (4, 6):
                 pools = [pool for pool in self.state.pools(network) if pool.subnet.version == version]
@@ -237,8 +247,7 @@ class EndpointVerbs(PortVerbs):
                     pool = next((pool for pool in pools if pool.used < pool.size), pools[-1])
                     held.append((pool, pool.allocate(owner)))
         except AtollError:
-            for pool, value in held:
-                pool.retract(value)
+            self.state.retract(network, held)
             raise
         held.sort(key=lambda pair: pair[1].version)
         return tuple(f"{value}/{pool.subnet.prefixlen}" for pool, value in held)

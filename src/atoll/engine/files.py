@@ -64,6 +64,17 @@ class Files:
                 os.close(opened)
             os.rmdir(self.folder / name)
 
+    def rename(self, name: str, new: str) -> None:
+        """Another name for a namespace's files, which stay the files that they are: processes have them mounted."""
+        self._unlink(name)
+        if name in _listed(self.folder):
+            self.remove(new)
+            with contextlib.suppress(OSError):
+                os.rename(self.folder / name, self.folder / new)
+        faults.step()
+        if new in _listed(self.folder):
+            self._link(new)
+
     def keep_only(self, names: Collection[str]) -> None:
         """Take away what earlier processes left of namespaces that aren't there any more."""
         there = _listed(self.folder)

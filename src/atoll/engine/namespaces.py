@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import select
@@ -14,7 +15,7 @@ from atoll import faults
 from atoll.engine.base import Base
 from atoll.errors import AtollError, Conflict, Failed, Invalid, NotFound
 from atoll.kernel import mounts, netns
-from atoll.model import Namespace, check_labels, check_name, check_servers
+from atoll.model import Namespace, check_key, check_labels, check_name, check_servers
 from atoll.neighbours import containers
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import LinkSet, NamespaceAdd, NamespaceAttach, NamespaceDelete, Operation, Plan, SysctlSet
@@ -22,6 +23,8 @@ from atoll.plan.operations import LinkSet, NamespaceAdd, NamespaceAttach, Namesp
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_LONGEST_NAME: Final = 63
+_UNUSABLE: Final = re.compile(r"[^a-zA-Z0-9_.-]+")
 _PROC_PATH: Final = re.compile(r"/proc/(\d+)/(?:task/\d+/)?ns/net\Z")
 
 
@@ -63,20 +66,27 @@ class NamespaceVerbs(Base):
         labels: dict[str, str] | None = None,
         dns: bool = False,
         servers: Sequence[str] = (),
+        follow: bool = False,
+        source: str = "",
     ) -> Namespace:
         """Take a namespace that someone else made under our care: a process's, a container's, or one that has a file.
 
         A process's namespace is ours as long as that very process lives. Raises `Conflict` for the host's own namespace and for one
         that is under our care already. With `dns` it gets a resolv.conf and hosts of ours, as one that we make has.
+
+        One that is adopted by its path lives as long as the name that we give it; with `follow` only as long as that very path leads to it.
+        `source` is what it is said to come from.
         """
         faults.begin("adopt_namespace")
         self._check_new(name)
         if [bool(pid), bool(path), bool(docker), bool(podman)].count(True) != 1:
             raise Invalid("a namespace is adopted from one place", "give one of --pid, --path, --docker and --podman")
-        source = ""
+        if follow and not path:
+            raise Invalid("only a path can be followed", "give the path of the namespace")
+        source = check_key(source, "a source") if source else ""
         if docker or podman:
             kind, container = ("docker", docker) if docker else ("podman", podman)
-            pid, source = containers.pid(kind, container), f"{kind}:{container}"
+            pid, source = containers.pid(kind, container), source or f"{kind}:{container}"
         elif match := _PROC_PATH.match(path):
             pid = int(match[1])
         if pid < 0 or pid > 2**22:
@@ -85,6 +95,7 @@ class NamespaceVerbs(Base):
             name=name,
             kind="adopted",
             source=source or (f"pid:{pid}" if pid else f"path:{path}"),
+            path=path if follow and not pid else "",
             servers=check_servers(servers),
             files=dns,
             labels=check_labels(labels or {}, "label"),
@@ -107,7 +118,7 @@ class NamespaceVerbs(Base):
         self._check_not_running(name)
         with self.store.transaction():
             self.store.put(namespace)
-        self.state.namespaces[name] = namespace
+        self.state.put_namespace(namespace)
         faults.step()
         errors = self._let_go(namespace)
         self.names.tell()
@@ -128,8 +139,22 @@ class NamespaceVerbs(Base):
     def namespaces(self) -> list[Namespace]:
         return sorted(self.state.namespaces.values(), key=lambda namespace: namespace.name)
 
+    def namespace_at(self, path: str) -> Namespace | None:
+        """The namespace under our care that a file leads to; None when it is none of ours, or leads nowhere."""
+        found = netns.identity_at(path)
+        known = self.state.identified(*found) if found is not None else None
+        return known if known is not None and self._is_there(known) else None
+
+    def free_name(self, wanted: str) -> str:
+        """A namespace's name that is like the one wanted, valid and not taken."""
+        base = _UNUSABLE.sub("-", wanted).strip("-_.")[:_LONGEST_NAME] or "namespace"
+        candidates = itertools.chain([base], (f"{base[: _LONGEST_NAME - 8]}-{number}" for number in itertools.count(2)))
+        return next(name for name in candidates if not self._is_taken(name))
+
     def release_vanished(self) -> list[Namespace]:
-        """Let go of namespaces that ended without us: their process died, or somebody deleted their name."""
+        """Let go of namespaces that ended without us: their process died, their path leads elsewhere, or somebody deleted their name."""
+        for namespace in self.state.namespaces.values():
+            self._name_again(namespace)
         gone = [namespace for namespace in self.namespaces() if namespace.state == "ready" and not self._is_there(namespace)]
         for namespace in gone:
             self._let_go(namespace)
@@ -138,6 +163,9 @@ class NamespaceVerbs(Base):
         return gone
 
     # --- parts ---
+
+    def _is_taken(self, name: str) -> bool:
+        return name in self.state.namespaces or self.state.live_run(name) is not None or self.host.has_namespace(name)
 
     def _check_new(self, name: str) -> None:
         check_name(name, "namespace")
@@ -163,7 +191,7 @@ class NamespaceVerbs(Base):
     def _bring_up(self, namespace: Namespace, plan: Plan) -> Namespace:
         with self.store.transaction():
             self.store.put(namespace)
-        self.state.namespaces[namespace.name] = namespace
+        self.state.put_namespace(namespace)
         try:
             self.do(plan)
             with self.host.namespace(namespace.name) as fd:
@@ -176,7 +204,7 @@ class NamespaceVerbs(Base):
         made = structs.replace(namespace, device=found.device, inode=found.inode, state="ready")
         with self.store.transaction():
             self.store.put(made)
-        self.state.namespaces[made.name] = made
+        self.state.put_namespace(made)
         self.names.put_namespace(made)
         self.names.push()
         self.emit("namespace.create", namespace=made.name, kind=made.kind, source=made.source)
@@ -203,16 +231,14 @@ class NamespaceVerbs(Base):
         return adopted
 
     def _adopt_path(self, made: Namespace, path: str) -> Namespace:
-        if not path.startswith("/") or "\0" in path or len(path) > 4000:
-            raise Invalid(f"{path[:80]!r} is not an absolute path", "expected a file such as /run/netns/NAME")
-        self._check_adoptable(made, path)
+        self._check_adoptable(made, check_path(path))
         if Path(path) == self.host.namespace_path(made.name):
             # It has the name already, and that name is not ours to take away.
             return self._bring_up(structs.replace(made, named=False), Plan())
         self._check_unnamed(made.name)
         return self._bring_up(made, Plan((NamespaceAttach(made.name, path),)))
 
-    def _check_adoptable(self, made: Namespace, path: str) -> None:
+    def _check_adoptable(self, made: Namespace, path: str) -> netns.Identity:
         fd = netns.open_path(path)
         try:
             found = netns.identity(fd)
@@ -220,9 +246,12 @@ class NamespaceVerbs(Base):
             os.close(fd)
         if found == self.host.identity:
             raise Conflict(f"{made.source} is in the host's own network namespace", "only isolated namespaces can be adopted")
-        for other in self.state.namespaces.values():
-            if (other.device, other.inode) == found:
+        other = self.state.identified(*found)
+        if other is not None and other.name != made.name:
+            if self._is_there(other):
                 raise Conflict(f"that namespace is under our care as {other.name}", f"use the name {other.name}")
+            self._let_go(other)
+        return found
 
     def _let_go(self, namespace: Namespace) -> list[AtollError]:
         """Take away all that a namespace's record speaks of, and the record."""
@@ -235,7 +264,7 @@ class NamespaceVerbs(Base):
         holder = self._pidfds.pop(namespace.name, None)
         if holder is not None:
             os.close(holder)
-        self.state.namespaces.pop(namespace.name, None)
+        self.state.drop_namespace(namespace)
         self.names.drop_namespace(namespace)
         errors += self._uncover_files(namespace)
         if self.files is not None:
@@ -281,7 +310,18 @@ class NamespaceVerbs(Base):
             poll.register(holder, select.POLLIN)
             if poll.poll(0):
                 return False
+        if namespace.is_external and not namespace.path:
+            return namespace.boot == netns.boot_id()
+        if namespace.path and netns.identity_at(namespace.path) != (namespace.device, namespace.inode):
+            return False
         return self._is_known(namespace)
+
+    def _name_again(self, namespace: Namespace) -> None:
+        """One that others hold needs its name here only to be entered, so a name that was deleted is given once more."""
+        if namespace.path and namespace.named and not self._is_known(namespace) and namespace.boot == netns.boot_id():
+            found = netns.identity_at(namespace.path)
+            if found == (namespace.device, namespace.inode) and not self.host.has_namespace(namespace.name):
+                dismantle(self.host, Plan((NamespaceAttach(namespace.name, namespace.path),)))
 
     def _is_known(self, namespace: Namespace) -> bool:
         """Whether the name leads to the namespace that the record speaks of. The kernel gives numbers anew after a restart."""
@@ -311,3 +351,9 @@ class NamespaceVerbs(Base):
 
     def _adopted_from_processes(self) -> Iterator[Namespace]:
         return (namespace for namespace in self.namespaces() if namespace.pid and namespace.name not in self._pidfds)
+
+
+def check_path(path: str) -> str:
+    if not path.startswith("/") or "\0" in path or len(path) > 4000:
+        raise Invalid(f"{path[:80]!r} is not an absolute path", "expected a file such as /run/netns/NAME")
+    return path

@@ -92,6 +92,13 @@ class HostFacts(NamedTuple):
     taken: Collection[Taken]
     mtu: int
     ula: int
+    #: Subnets that are somebody's who has no network for them yet: never chosen, but taken by who names them.
+    pooled: Collection[Taken] = ()
+
+    def everything(self, others: Collection[Network]) -> list[Taken]:
+        """What a subnet that we choose must keep clear of."""
+        networks = (ipam.Taken(ipaddress.ip_network(s.subnet), f"network {other.name}") for other in others for s in other.subnets)
+        return [*self.taken, *self.pooled, *networks]
 
 
 class Chosen(NamedTuple):
@@ -260,10 +267,7 @@ def _subnets(
     if request.driver != "bridge" and not prefixes:
         raise Invalid(f"driver {request.driver} needs --subnet", f"give the subnet of the network that {network.parent} is on")
     if request.driver == "bridge":
-        taken = [
-            *facts.taken,
-            *(ipam.Taken(ipaddress.ip_network(s.subnet), f"network {o.name}") for o in others for s in o.subnets),
-        ]
+        taken = facts.everything(others)
         if request.ipv4 and 4 not in versions:
             chosen = ipam.choose_subnet(taken)
             prefixes.insert(0, chosen.subnet)

@@ -130,6 +130,7 @@ class NetworkVerbs(Base):
             taken=[*routes_taken(rows, by_index, ours), *_nameservers()],
             mtu=ways_out[0].mtu if ways_out else 1500,
             ula=int(self.store.fact("ula")),
+            pooled=[ipam.Taken(leased.subnet, f"pool {name}") for name, leased in self.state.leases.pools.items()],
         )
 
     def _network_plan(self, network: Network) -> tuple[Plan, dict[str, str], list[Element]]:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from atoll.drivers import of
 from atoll.engine import host_side
 from atoll.engine.base import DOOMED
-from atoll.engine.namespaces import NamespaceVerbs
-from atoll.engine.networks import NetworkVerbs
+from atoll.engine.external import ExternalVerbs
+from atoll.engine.pools import PoolVerbs
+from atoll.engine.renaming import NamingVerbs
 from atoll.errors import AtollError, Denied, NotFound
 from atoll.firewall.elements import Element, encode
 from atoll.firewall.elements import text as element_text
 from atoll.firewall.skeleton import CONSTANT, FAMILIES, SETS, SKELETON, TABLE
 from atoll.kernel import nft, rtnl
 from atoll.kernel.netlink import NetlinkError
-from atoll.model import BRIDGE_PREFIX, SHAPER_PREFIX, TRUNK_PREFIX, VETH_PREFIX
+from atoll.model import BRIDGE_PREFIX, SHAPER_PREFIX, SPARE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
 from atoll.plan import operations as op
 from atoll.plan.execute import dismantle
 from atoll.plan.observe import Observed, place, repairs
@@ -23,9 +24,9 @@ from atoll.plan.observe import Observed, place, repairs
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from atoll.model import Endpoint, Network
+    from atoll.model import Endpoint, Namespace, Network
 
-_PREFIXES = (BRIDGE_PREFIX, VETH_PREFIX, TRUNK_PREFIX, SHAPER_PREFIX)
+_PREFIXES = (BRIDGE_PREFIX, VETH_PREFIX, SPARE_PREFIX, TRUNK_PREFIX, SHAPER_PREFIX)
 
 
 class Difference(NamedTuple):
@@ -36,7 +37,7 @@ class Difference(NamedTuple):
     repair: tuple[op.Operation, ...]
 
 
-class Reconcile(NetworkVerbs, NamespaceVerbs):
+class Reconcile(PoolVerbs, ExternalVerbs, NamingVerbs):
     #: Of the tables that our own script makes, by family; learnt when first needed.
     _fingerprints: dict[str, str] | None = None
 
@@ -44,6 +45,10 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
 
     def recover(self) -> None:
         """Undo what was left half done, let go of what ended meanwhile, and bring the kernel to what the state says."""
+        self.forget_rebooted()
+        for namespace in self.namespaces():
+            if namespace.former:
+                self._finish_late(namespace)
         for endpoint in list(self.state.endpoints.values()):
             if endpoint.state != "ready":
                 self.tear_down(self.state.network(endpoint.network), endpoint)
@@ -68,6 +73,13 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
                 self.cover_files(namespace)
             except AtollError as error:
                 self.emit("files.fail", namespace=namespace.name, what=error.what)
+
+    def _finish_late(self, namespace: Namespace) -> None:
+        """What can't be finished is a namespace without its name, and is let go as such."""
+        try:
+            self.finish_rename(namespace)
+        except AtollError as error:
+            self.emit("namespace.fail", namespace=namespace.name, what=error.what)
 
     # --- comparing ---
 
@@ -154,6 +166,8 @@ class Reconcile(NetworkVerbs, NamespaceVerbs):
             if inside and namespace.kind == "created":
                 yield f"namespace {namespace.name}", [op.LinkSet(namespace.name, "lo", up=True)]
             for network, endpoint in attached:
+                if namespace.is_external and network.driver != "bridge":
+                    continue  # it was taken to where we don't look
                 wanted = of(network).endpoint_up(network, endpoint, namespace)
                 if not inside:
                     wanted = [part for part in wanted if _is_on_host(part)]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
+from atoll.engine.leases import Leases
 from atoll.errors import Conflict, NotFound
 from atoll.ipam import Pool
 from atoll.model import PREDEFINED, Endpoint, Namespace, Network, Run, address, interface
@@ -31,14 +34,21 @@ class State:
         self._by_name: dict[str, str] = {}
         self._of_network: dict[str, dict[str, Endpoint]] = {}
         self._of_namespace: dict[str, dict[str, Endpoint]] = {}
+        self._of_owner: dict[str, dict[str, Endpoint]] = {}
+        self._by_identity: dict[tuple[int, int], str] = {}
+        #: Addresses kept for someone who has no endpoint yet: by network id and address, the holder.
+        self.holds: dict[tuple[str, str], str] = {}
+        self.leases = Leases(store)
         self._macs: set[tuple[str, str]] = set()
         for network in store.load(Network):
             self.add_network(network, [store.cursor(network.id, subnet.subnet) for subnet in network.subnets])
         for namespace in store.load(Namespace):
-            self.namespaces[namespace.name] = namespace
+            self.put_namespace(namespace)
         for endpoint in store.load_endpoints():
             self.claim_addresses(endpoint)
             self.put_endpoint(endpoint)
+        for (network_id, text), holder in store.load_holds().items():
+            self.put_hold(network_id, text, holder)
 
     # --- networks ---
 
@@ -63,10 +73,22 @@ class State:
         """The same network with another state or number of bridges."""
         self.networks[network.id] = network
 
+    def rename_network(self, before: Network, after: Network) -> None:
+        self.networks[after.id] = after
+        self._by_name.pop(before.name, None)
+        self._by_name[after.name] = after.id
+        for pool in self.pools(after):
+            pool.rename(after.name)
+
+    def has_network(self, name: str) -> bool:
+        """Whether a network has exactly this name."""
+        return name in self._by_name
+
     def drop_network(self, network: Network) -> None:
         self.networks.pop(network.id, None)
         self._by_name.pop(network.name, None)
         self._pools.pop(network.id, None)
+        self.holds = {key: holder for key, holder in self.holds.items() if key[0] != network.id}
         self._of_network.pop(network.id, None)
 
     def network(self, name: str) -> Network:
@@ -91,6 +113,39 @@ class State:
         return next((pool for pool in self.pools(network) if wanted in pool.subnet), None)
 
     # --- namespaces ---
+
+    def put_namespace(self, namespace: Namespace) -> None:
+        known = self.namespaces.get(namespace.name)
+        if known is not None:
+            self._by_identity.pop((known.device, known.inode), None)
+        self.namespaces[namespace.name] = namespace
+        if namespace.inode:
+            self._by_identity[namespace.device, namespace.inode] = namespace.name
+
+    def drop_namespace(self, namespace: Namespace) -> None:
+        """Nothing there is success."""
+        known = self.namespaces.pop(namespace.name, None)
+        if known is not None and self._by_identity.get((known.device, known.inode)) == known.name:
+            del self._by_identity[known.device, known.inode]
+
+    def rename_namespace(self, before: Namespace, after: Namespace) -> None:
+        """The same namespace, with its endpoints, addresses and ports, under another name."""
+        self.drop_namespace(before)
+        self.put_namespace(after)
+        for known in self.endpoints_of(before.name):
+            endpoint = structs.replace(known, namespace=after.name)
+            for port in known.ports:
+                self.ports.remove(port, before.name)
+                self.ports.add(port, after.name)
+            for pool, value in self._held(known):
+                pool.hand_over(value, after.name)
+            self.put_endpoint(endpoint)
+        self._of_namespace.pop(before.name, None)
+
+    def identified(self, device: int, inode: int) -> Namespace | None:
+        """The namespace that is recorded with this identity."""
+        name = self._by_identity.get((device, inode))
+        return self.namespaces[name] if name is not None else None
 
     def namespace(self, name: str) -> Namespace:
         if name not in self.namespaces:
@@ -118,6 +173,8 @@ class State:
         self._of_network.setdefault(endpoint.network, {})[endpoint.id] = endpoint
         self._of_namespace.setdefault(endpoint.namespace, {})[endpoint.id] = endpoint
         self._macs.add((endpoint.network, endpoint.mac))
+        if endpoint.owner:
+            self._of_owner.setdefault(endpoint.owner, {})[endpoint.id] = endpoint
         for port in removed:
             self.ports.remove(port, endpoint.namespace)
         for port in added if known else endpoint.ports:
@@ -127,10 +184,11 @@ class State:
         """Forget it with its addresses and ports. Nothing there is success."""
         self.endpoints.pop(endpoint.id, None)
         self._of_network.get(endpoint.network, {}).pop(endpoint.id, None)
-        mine = self._of_namespace.get(endpoint.namespace, {})
-        mine.pop(endpoint.id, None)
-        if not mine:
-            self._of_namespace.pop(endpoint.namespace, None)
+        for index, key in ((self._of_namespace, endpoint.namespace), (self._of_owner, endpoint.owner)):
+            mine = index.get(key, {})
+            mine.pop(endpoint.id, None)
+            if not mine:
+                index.pop(key, None)
         self._macs.discard((endpoint.network, endpoint.mac))
         for port in endpoint.ports:
             self.ports.remove(port, endpoint.namespace)
@@ -141,13 +199,24 @@ class State:
             pool.claim(value, endpoint.namespace)
 
     def release_addresses(self, endpoint: Endpoint) -> None:
+        """Give back addresses; those that were kept for it before are so again."""
         for pool, value in self._held(endpoint):
-            pool.release(value)
+            if not self._hand_back(endpoint.network, pool, value):
+                pool.release(value)
 
     def retract_addresses(self, endpoint: Endpoint) -> None:
         """Give back addresses that nobody has used, as if they had never been handed out."""
-        for pool, value in self._held(endpoint):
-            pool.retract(value)
+        if endpoint.network in self.networks:
+            self.retract(self.networks[endpoint.network], self._held(endpoint))
+
+    def retract(self, network: Network, held: Iterable[tuple[Pool, Address]]) -> None:
+        for pool, value in held:
+            if not self._hand_back(network.id, pool, value):
+                pool.retract(value)
+
+    def _hand_back(self, network_id: str, pool: Pool, value: Address) -> bool:
+        holder = self.holds.get((network_id, str(value)))
+        return holder is not None and pool.hand_over(value, holder)
 
     def _held(self, endpoint: Endpoint) -> Iterator[tuple[Pool, Address]]:
         """An endpoint's addresses with their pools; none when its network is gone."""
@@ -159,6 +228,42 @@ class State:
             pool = self.pool_of(network, value)
             if pool is not None:
                 yield pool, value
+
+    # --- holds ---
+
+    def put_hold(self, network_id: str, text: str, holder: str) -> None:
+        """Keep an address, unless an endpoint that is being made has taken it over."""
+        network, value = self.networks.get(network_id), address(text)
+        pool = self.pool_of(network, value) if network is not None else None
+        if pool is not None:
+            self.holds[network_id, text] = holder
+            if pool.holder(value) is None:
+                pool.claim(value, holder)
+
+    def drop_hold(self, network_id: str, text: str) -> None:
+        """Nothing there is success."""
+        network, value = self.networks.get(network_id), address(text)
+        holder = self.holds.pop((network_id, text), None)
+        pool = self.pool_of(network, value) if network is not None else None
+        if pool is not None and holder is not None and pool.holder(value) == holder:
+            pool.release(value)
+
+    def take_over(self, network: Network, pool: Pool, value: Address, holder: str, owner: str) -> None:
+        """Take an address for an endpoint: a free one, or one that is kept for this holder. Raises as `Pool.claim`."""
+        if holder and self.holds.get((network.id, str(value))) == holder and pool.holder(value) == holder:
+            pool.hand_over(value, owner)
+        else:
+            pool.claim(value, owner)
+
+    # --- what endpoints are found by ---
+
+    def owned(self, owner: str) -> list[Endpoint]:
+        """The endpoints that somebody asked for."""
+        return list(self._of_owner.get(owner, {}).values())
+
+    def owned_by(self, beginning: str) -> list[Endpoint]:
+        """The endpoints of every owner that begins so, such as `cni:`."""
+        return [endpoint for owner, mine in self._of_owner.items() if owner.startswith(beginning) for endpoint in mine.values()]
 
     def mac_taken(self, network: Network, mac: str) -> bool:
         return mac == network.mac or (network.id, mac) in self._macs

@@ -83,6 +83,15 @@ def identity(fd: int) -> Identity:
     return Identity(found.st_dev, found.st_ino)
 
 
+def identity_at(path: str) -> Identity | None:
+    """What a path leads to, if it leads anywhere; that it is a namespace isn't asked."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return Identity(found.st_dev, found.st_ino)
+
+
 def is_network_namespace(fd: int) -> bool:
     try:
         return fcntl.ioctl(fd, _NS_GET_NSTYPE) == CLONE_NEWNET

@@ -234,6 +234,8 @@ def _encode(operation: op.Operation, index: Callable[[str], int], target: Callab
                 up=True,
             )
             yield rtnl.set_alias(operation.name, operation.alias)
+            if operation.spare:
+                yield rtnl.set_alias(operation.peer, operation.alias)
         case op.ChildAdd():
             parent = interface_index(host.rtnl, operation.parent)
             if operation.kind == "macvlan":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Final
 
-from atoll.errors import NotFound
+from atoll.errors import Invalid, NotFound
 from atoll.kernel import rtnl, sysctl
 from atoll.plan import operations as op
 
@@ -62,7 +62,7 @@ class Observed:
             try:
                 with self._host.socket_in(namespace) as sock:
                     self._stacks[namespace] = Stack(sock, routes=True)
-            except NotFound:
+            except (NotFound, Invalid):
                 self._stacks[namespace] = None
         return self._stacks[namespace]
 
@@ -173,6 +173,8 @@ def _link(
 def _veth(operation: op.VethAdd, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
     """A pair is whole or it is made anew: a peer that was renamed, moved or replaced is not ours any more."""
     near = observed.link(op.HOST, operation.name)
+    if operation.spare:
+        return _near_end(operation, near, observed, remade)
     far = observed.link(operation.peer_namespace, operation.peer)
     if far is not None and not _is_peer(far, near, operation):
         observed.foreign.add((operation.peer_namespace, operation.peer))
@@ -185,6 +187,23 @@ def _veth(operation: op.VethAdd, observed: Observed, remade: set[tuple[str, str]
         elif far is not None:
             leftover.append(op.LinkDelete(operation.peer_namespace, operation.peer))
         return [*leftover, operation]
+    changes = _port(operation, near, observed, remade)
+    if far.mtu != operation.mtu:
+        changes.append(op.LinkSet(operation.peer_namespace, operation.peer, mtu=operation.mtu))
+    return changes
+
+
+def _near_end(operation: op.VethAdd, near: Link | None, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
+    """Of a pair whose other end is somebody else's: it is there as long as this one is."""
+    if near is not None and near.kind == "veth":
+        return _port(operation, near, observed, remade)
+    remade.add((op.HOST, operation.name))
+    leftover = [op.LinkDelete(op.HOST, end) for end in (operation.name, operation.peer) if observed.link(op.HOST, end) is not None]
+    return [*leftover, operation]
+
+
+def _port(operation: op.VethAdd, near: Link, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
+    """What makes the end on the host the port that it is to be."""
     changes: list[op.Operation] = []
     master = observed.link(op.HOST, operation.master)
     wrong_master = (op.HOST, operation.master) in remade or master is None or near.master != master.ifindex
@@ -202,8 +221,6 @@ def _veth(operation: op.VethAdd, observed: Observed, remade: set[tuple[str, str]
         )
         if wrong_master:
             remade.add((op.HOST, operation.name + "/port"))
-    if far.mtu != operation.mtu:
-        changes.append(op.LinkSet(operation.peer_namespace, operation.peer, mtu=operation.mtu))
     return changes
 
 

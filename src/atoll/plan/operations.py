@@ -79,7 +79,10 @@ class BridgeAdd(Operation, frozen=True):
 
 
 class VethAdd(Operation, frozen=True):
-    """A veth pair: `name` on the host as a port of `master`, up; `peer` in a namespace (or the host), down."""
+    """A veth pair: `name` on the host as a port of `master`, up; `peer` in a namespace (or the host), down.
+
+    With `spare` the peer lies there for somebody else to take and to rename: it is marked as well, and nothing more is asked of it.
+    """
 
     name: str
     peer: str
@@ -88,6 +91,7 @@ class VethAdd(Operation, frozen=True):
     mtu: int
     master: str
     alias: str
+    spare: bool = False
 
     def commands(self) -> list[str]:
         address = f" address {self.peer_mac}" if self.peer_mac else ""
@@ -95,7 +99,7 @@ class VethAdd(Operation, frozen=True):
         return [
             f"ip link add dev {self.name} mtu {self.mtu} master {self.master} up"
             f" type veth peer name {self.peer} mtu {self.mtu}{address}{where}",
-            f"ip link set dev {self.name} alias {self.alias}",
+            *(f"ip link set dev {end} alias {self.alias}" for end in ([self.name, self.peer] if self.spare else [self.name])),
         ]
 
 

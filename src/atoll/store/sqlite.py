@@ -14,7 +14,7 @@ import msgspec
 from msgspec import structs
 
 from atoll.errors import Failed
-from atoll.model import Endpoint, Namespace, Network, PublishedPort, Run, parse_publish
+from atoll.model import AddressPool, Endpoint, Namespace, Network, PublishedPort, Run, parse_publish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", Network, Namespace, Endpoint)
 
-VERSION: Final = 1
+VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE networks (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 CREATE TABLE namespaces (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
@@ -31,10 +31,18 @@ CREATE TABLE ports (endpoint TEXT NOT NULL, port TEXT NOT NULL, PRIMARY KEY (end
 CREATE TABLE cursors (network TEXT NOT NULL, subnet TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (network, subnet)) STRICT;
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
+#: What version 2 has beyond the first: addresses kept for someone (`holds`), and pools of addresses without a network.
+_SCHEMA_2: Final = """
+CREATE TABLE holds (network TEXT NOT NULL, address TEXT NOT NULL, holder TEXT NOT NULL, PRIMARY KEY (network, address)) STRICT;
+CREATE TABLE pools (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE leases (pool TEXT NOT NULL, address TEXT NOT NULL, owner TEXT NOT NULL, PRIMARY KEY (pool, address)) STRICT;
+"""
 _TABLES: Final[dict[type, str]] = {Network: "networks", Namespace: "namespaces", Endpoint: "endpoints"}
 
 #: Runs are few and short-lived: they are among the facts.
 _RUN: Final = "run:"
+#: Before a pool's name where a network's id would be: no id has a colon.
+_POOL: Final = "pool:"
 
 
 def _key(value: Network | Namespace | Endpoint) -> str:
@@ -59,8 +67,9 @@ class Store:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version > VERSION:
             raise Failed(f"the state file {path} is of version {version}, newer than this program's {VERSION}", "update atoll")
-        if version == 0:
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
+        if version < VERSION:
+            missing = _SCHEMA + _SCHEMA_2 if version == 0 else _SCHEMA_2
+            self._db.executescript(f"BEGIN IMMEDIATE; {missing} PRAGMA user_version={VERSION}; COMMIT;")
 
     def close(self) -> None:
         self._db.close()
@@ -98,6 +107,7 @@ class Store:
             self._db.execute("DELETE FROM ports WHERE endpoint = ?", (value.id,))
         if isinstance(value, Network):
             self._db.execute("DELETE FROM cursors WHERE network = ?", (value.id,))
+            self._db.execute("DELETE FROM holds WHERE network = ?", (value.id,))
 
     def add_ports(self, endpoint: str, ports: Iterable[PublishedPort]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO ports VALUES (?, ?)", [(endpoint, str(port)) for port in ports])
@@ -129,6 +139,55 @@ class Store:
     def cursor(self, network: str, subnet: str) -> int:
         row = self._db.execute("SELECT value FROM cursors WHERE network = ? AND subnet = ?", (network, subnet)).fetchone()
         return int(row[0]) if row else 0
+
+    # --- addresses without an endpoint ---
+
+    def put_hold(self, network: str, address: str, holder: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO holds VALUES (?, ?, ?)", (network, address, holder))
+
+    def delete_hold(self, network: str, address: str) -> None:
+        self._db.execute("DELETE FROM holds WHERE network = ? AND address = ?", (network, address))
+
+    def load_holds(self) -> dict[tuple[str, str], str]:
+        """Holders by network id and address, in the order in which they came."""
+        rows = self._db.execute("SELECT network, address, holder FROM holds ORDER BY rowid")
+        return {(network, address): holder for network, address, holder in rows}
+
+    def put_pool(self, pool: AddressPool) -> None:
+        row = (pool.name, self._encode(pool))
+        self._db.execute("INSERT INTO pools VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", row)
+
+    def delete_pool(self, name: str) -> None:
+        """The pool with its leases."""
+        self._db.execute("DELETE FROM pools WHERE key = ?", (name,))
+        self._db.execute("DELETE FROM leases WHERE pool = ?", (name,))
+        self._db.execute("DELETE FROM cursors WHERE network = ?", (f"{_POOL}{name}",))
+
+    def load_pools(self) -> list[AddressPool]:
+        """In the order in which they were opened. Raises `Failed` on one that can't be read."""
+        try:
+            return [msgspec.json.decode(row[0], type=AddressPool) for row in self._db.execute("SELECT value FROM pools ORDER BY rowid")]
+        except msgspec.DecodeError as error:
+            raise Failed(f"the state file's address pools can't be read: {error}", "restore it from a copy") from None
+
+    def put_lease(self, pool: str, address: str, owner: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (pool, address, owner))
+
+    def delete_lease(self, pool: str, address: str) -> None:
+        self._db.execute("DELETE FROM leases WHERE pool = ? AND address = ?", (pool, address))
+
+    def load_leases(self, pool: str) -> dict[str, str]:
+        """Owners by address, in the order in which they came."""
+        rows = self._db.execute("SELECT address, owner FROM leases WHERE pool = ? ORDER BY rowid", (pool,))
+        return dict(rows.fetchall())
+
+    def set_pool_cursor(self, pool: AddressPool, value: int) -> None:
+        self.set_cursor(f"{_POOL}{pool.name}", pool.subnet, value)
+
+    def pool_cursor(self, pool: AddressPool) -> int:
+        return self.cursor(f"{_POOL}{pool.name}", pool.subnet)
+
+    # --- facts ---
 
     def fact(self, key: str) -> str:
         row = self._db.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
