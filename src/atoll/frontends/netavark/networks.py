@@ -7,6 +7,7 @@ made for Podman gives those from one half of each subnet.
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from atoll.engine.network_request import NetworkRequest
@@ -28,6 +29,7 @@ PODMAN: Final = "podman"
 DOMAIN: Final = "dns.podman"
 #: The driver's name when Atoll is netavark's plugin.
 PLUGIN: Final = "atoll"
+_CONTAINER: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 #: Subnets with less than this many bits for hosts aren't halved.
 _LEAST_BITS: Final = 4
 #: Of a static route that names none.
@@ -98,8 +100,10 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
 
 
 def owner(container_id: str) -> str:
-    """Who an endpoint was made for."""
-    return f"{PODMAN}:{check_name(container_id[:64], 'container')}"
+    """Who an endpoint was made for. Raises `Invalid`."""
+    if not _CONTAINER.match(container_id):
+        raise Invalid(f"invalid container id {container_id[:80]!r}")
+    return f"{PODMAN}:{container_id}"
 
 
 def check_same(network: Network, wanted: Attachment) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from atoll.errors import AtollError, Conflict, Invalid
 from atoll.frontends.netavark import networks, words
 from atoll.frontends.netavark.teardown import release_networks
-from atoll.model import check_name, interface
+from atoll.model import MAX_SERVERS, interface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from atoll.engine import Engine
     from atoll.frontends.netavark.networks import Attachment
     from atoll.model import Endpoint, Namespace, Network
-
-_LONGEST: Final = 63
-_SIBLINGS: Final = 1000
 
 
 def setup(engine: Engine, path: str, container: words.Container) -> dict[str, words.Status]:
@@ -99,25 +96,14 @@ def _publications(engine: Engine, owner: str, wanted: Sequence[Attachment], cont
 
 
 def _adopt(engine: Engine, path: str, container: words.Container, undo: ExitStack) -> Namespace:
-    name = _free_name(engine, container)
+    name = engine.free_name(container.container_name or container.container_id)
     labels = {"podman.id": container.container_id, "podman.name": container.container_name[:255]}
-    servers = tuple(dict.fromkeys(words.addresses(container.dns_servers)))[:3]
+    servers = tuple(dict.fromkeys(words.addresses(container.dns_servers)))[:MAX_SERVERS]
     namespace = engine.adopt_namespace(
         name, path=path, follow=True, source=networks.owner(container.container_id), labels=labels, servers=servers
     )
     undo.callback(_quietly, lambda: engine.remove_namespace(name))
     return namespace
-
-
-def _free_name(engine: Engine, container: words.Container) -> str:
-    """The container's name, made one of ours; with a number where somebody else has it."""
-    stem = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "-" for c in container.container_name)[:_LONGEST].lstrip("_.-")
-    stem = check_name(stem or container.container_id[:12], "namespace")
-    for number in range(1, _SIBLINGS):
-        name = stem if number == 1 else f"{stem[: _LONGEST - 4]}-{number}"
-        if name not in engine.state.namespaces and engine.state.live_run(name) is None and not engine.host.has_namespace(name):
-            return name
-    raise Conflict(f"{_SIBLINGS} namespaces are named {stem}", "give the container another name")
 
 
 def _network(engine: Engine, wanted: Attachment, undo: ExitStack) -> Network:
