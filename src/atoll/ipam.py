@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from itertools import islice
 from operator import itemgetter
@@ -167,6 +167,22 @@ class Pool:
         self._before_latest = value, self._cursor
         self._cursor = value
         return _address(self._subnet, value)
+
+    def choose(self, first: Address, last: Address, but: Collection[Address] = ()) -> Address | None:
+        """The next free address from `first` to `last` after the one handed out last, which this one becomes; whoever wants it claims it.
+
+        None when all are taken. `but` are addresses that aren't to be chosen.
+        """
+        low, high = max(int(first), _usable(self._subnet)[0]), min(int(last), _usable(self._subnet)[1])
+        value = self._cursor + 1 if low <= self._cursor < high else low
+        taken = {int(address) for address in but}
+        # One more than can be taken is enough to find a free one.
+        for _ in range(min(high - low + 1, len(self._owners) + len(self._fixed) + len(taken) + 1)):
+            if value not in self._owners and value not in self._fixed and value not in taken:
+                self._cursor = value
+                return _address(self._subnet, value)
+            value = value + 1 if value < high else low
+        return None
 
     def claim(self, address: Address, owner: str) -> None:
         """Take a static address, anywhere in the subnet; the cursor stays.

@@ -1,0 +1,108 @@
+"""Networks of configurations: the Atoll network of that name, made when there is none."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from atoll.engine.network_request import NetworkRequest
+from atoll.errors import AtollError, Conflict
+from atoll.frontends.cni.attachments import network_named
+from atoll.frontends.cni.refusal import BAD_CONFIG, NOT_READY, Refusal
+from atoll.model import PREDEFINED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from atoll.engine import Engine
+    from atoll.frontends.cni.addressing import Range, Scheme
+    from atoll.model import Network
+
+#: Says of a network which door it was made for.
+DOOR_LABEL = "atoll.door"
+
+
+def join(engine: Engine, wanted: NetworkRequest) -> Network:
+    """The network that a configuration speaks of. Raises `Conflict` where one of that name is another network."""
+    _check_name(wanted.name)
+    there = network_named(engine, wanted.name)
+    if there is None:
+        request = structs.replace(wanted, labels={**wanted.labels, DOOR_LABEL: "cni"})
+        return engine.create_network_explained(request).network
+    check_agrees(there, wanted)
+    return there
+
+
+def check_ready(engine: Engine, wanted: NetworkRequest) -> None:
+    """STATUS: whether an ADD could be served now. Raises `Refusal` with the spec's code."""
+    _check_name(wanted.name)
+    there = network_named(engine, wanted.name)
+    try:
+        if there is None:
+            engine.plan_create_network(**structs.asdict(wanted))
+        else:
+            check_agrees(there, wanted)
+    except AtollError as error:
+        raise Refusal(NOT_READY, f"network {wanted.name} is not available: {error.what}", error.hint) from None
+    if there is not None and there.subnets:
+        pools = engine.state.pools(there)
+        for version in {pool.subnet.version for pool in pools}:
+            if all(pool.used >= pool.size for pool in pools if pool.subnet.version == version):
+                raise Refusal(
+                    NOT_READY, f"network {wanted.name} has no free IPv{version} address", "delete containers, or use a larger subnet"
+                )
+
+
+def check_agrees(network: Network, wanted: NetworkRequest) -> None:
+    """A network that is there keeps its options; but driver and subnets must be those that were meant."""
+    if network.driver != wanted.driver:
+        raise Conflict(f"network {network.name} exists and is a {network.driver} network, not {wanted.driver}", "use another name")
+    there = {subnet.subnet: subnet.gateway for subnet in network.subnets}
+    for text in wanted.subnets:
+        subnet = str(ipaddress.ip_network(text))
+        if subnet not in there:
+            shown = ", ".join(there) or "none"
+            raise Conflict(f"network {network.name} exists with other subnets ({shown}), not {subnet}", "use another name, or its subnets")
+    for gateway in wanted.gateways:
+        if gateway not in there.values():
+            shown = ", ".join(filter(None, there.values())) or "none"
+            raise Conflict(
+                f"network {network.name} exists with another gateway ({shown}), not {gateway}", "use another name, or its gateway"
+            )
+
+
+def requested(name: str, driver: str, scheme: Scheme, *, gateway: bool, **options: object) -> NetworkRequest:
+    """What addresses a network must have for a scheme to work on it. With `gateway` each subnet has one, the first address if none is
+    named (bridge.go:calcGateways)."""
+    ranges = scheme.ranges()
+    gateways: dict[str, str] = {}
+    for one in ranges:
+        there = gateways.setdefault(str(one.subnet), str(one.gateway or ""))
+        if one.gateway and there and there != str(one.gateway):
+            raise Refusal(BAD_CONFIG, f"subnet {one.subnet} has two gateways, {there} and {one.gateway}", "give one")
+        if gateway and not gateways[str(one.subnet)]:
+            gateways[str(one.subnet)] = str(one.subnet[1])
+    versions = {one.subnet.version for one in ranges}
+    return NetworkRequest(
+        name=name,
+        driver=driver,
+        subnets=tuple(gateways),
+        gateways=tuple(filter(None, gateways.values())),
+        ip_ranges=tuple(_parts(ranges)) if scheme.kind == "host-local" else (),
+        ipv4=not versions or 4 in versions,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def _parts(ranges: Iterable[Range]) -> Iterable[str]:
+    """The ranges that aren't their whole subnet, as prefixes."""
+    for one in ranges:
+        if one.first > one.subnet[1] or one.last < one.subnet[-2 if one.subnet.version == 4 else -1]:  # type: ignore[operator]
+            yield from map(str, ipaddress.summarize_address_range(one.first, one.last))  # type: ignore[type-var]
+
+
+def _check_name(name: str) -> None:
+    if name in PREDEFINED:
+        raise Refusal(BAD_CONFIG, f"network {name} is predefined in Atoll", "give the configuration another name")
