@@ -43,9 +43,7 @@ def port(host_port: int, container_port: int = 80, **changes: Any) -> dict[str, 
 
 def container(*attached: tuple[dict[str, Any], dict[str, Any]], number: int = 1, as_list: bool = False, **changes: Any) -> dict[str, Any]:
     """A container on networks; each with what is said of it there."""
-    per = [
-        {"name": info["name"], "interface_name": f"eth{position}", **said} for position, (info, said) in enumerate(attached)
-    ]
+    per = [{"name": info["name"], "interface_name": f"eth{position}", **said} for position, (info, said) in enumerate(attached)]
     return {
         "container_id": f"{number:064x}",
         "container_name": f"c{number}",

@@ -21,9 +21,7 @@ def test_setup_and_teardown(engine: Engine, tmp_path: Path) -> None:
         "web": {
             "dns_search_domains": [],
             "dns_server_ips": [],
-            "interfaces": {
-                "eth0": {"mac_address": endpoint.mac, "subnets": [{"ipnet": "10.89.0.2/24", "gateway": "10.89.0.1"}]}
-            },
+            "interfaces": {"eth0": {"mac_address": endpoint.mac, "subnets": [{"ipnet": "10.89.0.2/24", "gateway": "10.89.0.1"}]}},
         }
     }
     assert call(engine, "teardown", path, body=asked).stdout == b""

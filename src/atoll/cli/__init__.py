@@ -30,6 +30,7 @@ _COMMANDS: Final = {
     "stop": ("atoll.cli.ps", "End programs: SIGTERM, then SIGKILL."),
     "wait": ("atoll.cli.ps", "Wait for detached programs to end, and print their exit codes."),
     "dns": ("atoll.cli.dns", "Ask for names, and have the host know them: lookup, status, install, uninstall."),
+    "podman": ("atoll.cli.podman", "Have Podman use Atoll's networks: install, uninstall, status."),
     "graph": ("atoll.cli.graph", "Draw what there is: a picture for the terminal, SVG, PNG, dot, Mermaid or JSON."),
     "explain": ("atoll.cli.explain", "Say what happens to a packet from one place to another, and why."),
     "status": ("atoll.cli.system", "Show what the daemon manages and whether anything is in its way."),

@@ -1,7 +1,7 @@
 """Podman's front door: the command line and JSON of netavark (containers/netavark, netavark(1) and plugin-API.md), served by the daemon.
 
 `answer` is the whole of it. Words come in through `arguments` and `words`, `networks` translates them, `setup`, `teardown` and `create`
-have the engine do what they say. What isn't ours is handed back to the netavark that stood here before (`original`): rootless
+have the engine do what they say. What isn't ours is handed back to the netavark that stood here before (`helpers.original`): rootless
 containers, containers that it had set up, and its DHCP proxy.
 """
 
@@ -16,10 +16,10 @@ import msgspec
 from atoll import __version__
 from atoll.errors import AtollError, Denied, Invalid
 from atoll.frontends.call import Answer, failure
-from atoll.frontends.netavark import words
+from atoll.frontends.netavark import networks, words
 from atoll.frontends.netavark.arguments import HELP, Arguments, parse
 from atoll.frontends.netavark.create import create, create_for_plugin
-from atoll.frontends.netavark.original import original
+from atoll.frontends.netavark.helpers import original
 from atoll.frontends.netavark.setup import setup
 from atoll.frontends.netavark.teardown import is_ours, release_networks, teardown
 
@@ -75,6 +75,8 @@ def _netavark(engine: Engine, call: Call, arguments: Arguments) -> Answer:
             return Answer(stderr=_said(call, "netavark::commands::firewall_reload", "Successfully reloaded firewall rules"))
     _check_surroundings(call, arguments)
     container = words.decode(_input(call, arguments), words.Container, "network options")
+    if networks.all_foreign(container):
+        return _hand_over(call, "its networks have drivers of netavark's plugins, which Atoll doesn't run")
     if arguments.command == "setup":
         return _printed(setup(engine, arguments.operand, container))
     if is_ours(engine, container):

@@ -51,6 +51,8 @@ def create(engine: Engine, call: CreateCall) -> Network:
         network = _bridge(engine, network, call, used if check else (), apart=apart)
     elif call.network.driver in ("macvlan", "ipvlan"):
         network, check = _child(engine, call.network), False
+    elif call.network.driver == networks.PLUGIN:
+        return create_for_plugin(engine, call.network)
     else:
         raise Invalid(f'plugin for driver "{call.network.driver[:80]}" not found in plugin directories', "Atoll runs no plugins")
     return _finished(network, used if check else ())

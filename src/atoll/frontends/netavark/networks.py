@@ -29,6 +29,7 @@ PODMAN: Final = "podman"
 DOMAIN: Final = "dns.podman"
 #: The driver's name when Atoll is netavark's plugin.
 PLUGIN: Final = "atoll"
+_DRIVERS: Final = ("bridge", "macvlan", "ipvlan", PLUGIN)
 _CONTAINER: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 #: Subnets with less than this many bits for hosts aren't halved.
 _LEAST_BITS: Final = 4
@@ -59,7 +60,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
     """Raises `Invalid` for what can't be, and for what Atoll can't do."""
     name = check_name(network.name, "network")
     driver = "bridge" if network.driver == PLUGIN else network.driver
-    if driver not in ("bridge", "macvlan", "ipvlan"):
+    if network.driver not in _DRIVERS:
         raise Invalid(f'unknown network driver "{network.driver[:80]}"', "Atoll has bridge, macvlan and ipvlan")
     if not per.interface_name:
         raise Invalid("no container interface name given")
@@ -97,6 +98,11 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
     }
     _servers(container.dns_servers, subnets)  # a loop is refused here as well
     return Attachment(request, connect, prefixes, request.dns, addressed)
+
+
+def all_foreign(container: words.Container) -> bool:
+    """Whether all of its networks are those of other plugins, so that netavark can serve it alone."""
+    return bool(container.network_info) and all(network.driver not in _DRIVERS for network in container.network_info.values())
 
 
 def owner(container_id: str) -> str:
