@@ -79,15 +79,15 @@ class PodmanHost:
 
     @staticmethod
     def command(*argv: str) -> list[str]:
-        return [sys.executable, "-P", "-m", "atoll.cli", *argv] if False else [f"{sys.prefix}/bin/atoll", *argv]
+        return [f"{sys.prefix}/bin/atoll", *argv]
 
     def run(self, name: str, *options: str, command: Sequence[str] = ("sleep", "1000")) -> str:
         """A container that runs on; its id."""
-        return self.podman("run", "-d", "--name", name, "--ulimit", "host", *options, IMAGE, *command).strip()
+        return self.podman("run", "-d", "--name", name, "--ulimit", "host", "--cap-add", "NET_RAW", *options, IMAGE, *command).strip()
 
     def serve(self, name: str, *options: str) -> str:
-        """A container that says its name to whoever connects to its port 80."""
-        return self.run(name, *options, command=("nc", "-lk", "-p", "80", "-e", "echo", name))
+        """A container that says its name to whoever asks its port 80."""
+        return self.run(name, *options, command=("sh", "-c", f"mkdir /www; echo {name} >/www/index.html; exec httpd -f -p 80 -h /www"))
 
     def exec(self, name: str, *argv: str) -> str:
         return self.podman("exec", name, *argv)
@@ -95,13 +95,30 @@ class PodmanHost:
     def inspect(self, name: str) -> Any:
         return json.loads(self.podman("inspect", name))[0]
 
+    def fetch(self, address: str, place: str = "") -> str:
+        """What is said at ADDRESS:PORT to the host, or to the machine outside; empty when nobody answers."""
+        enter = ["ip", "netns", "exec", place] if place else []
+        return self.host.runner([*enter, "curl", "-s", "-m", "5", f"http://{address}/"])[1].strip()
+
+    def ask(self, name: str, host: str, port: int = 80) -> str:
+        """The same to a container, by an address or a name."""
+        script = 'printf "GET / HTTP/1.0\\r\\n\\r\\n" | nc -w 3 "$0" "$1"'
+        return "".join(self.host.runner(["podman", "exec", name, "sh", "-c", script, host, str(port)])[1].splitlines()[-1:])
+
+    def pings(self, name: str, address: str) -> bool:
+        return self.host.runner(["podman", "exec", name, "ping", "-c", "1", "-W", "2", address])[0] == 0
+
+    def shown(self, *argv: str) -> Any:
+        """What one of Atoll's commands says as JSON."""
+        return json.loads(self.atoll(*argv, "--format", "json"))
+
     def outside(self, *argv: str) -> tuple[int, str, str]:
         return self.host.runner(["ip", "netns", "exec", "outside", *argv])
 
 
 @contextlib.contextmanager
 def podman_host() -> Iterator[PodmanHost]:
-    need("podman", "crun", "conmon", "busybox", ORIGINAL)
+    need("podman", "crun", "conmon", "busybox", "curl", ORIGINAL)
     with private_host() as host:
         host.run("sh", "-c", _SETUP, "setup", IMAGE)
         host.run("sh", "-c", _OUTSIDE)
