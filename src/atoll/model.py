@@ -37,6 +37,8 @@ ROUTE_KINDS: Final[tuple[RouteKind, ...]] = ("unicast", "blackhole", "unreachabl
 ISOLATIONS: Final[tuple[Isolation, ...]] = ("strict", "isolated", "open")
 #: These always exist and can't be removed, as in Docker.
 PREDEFINED: Final = {"host": "host", "none": "none"}
+#: What runs containers on the same host: the beginnings of `Namespace.source` and `Endpoint.owner`, before a colon.
+CLIENTS: Final = ("docker", "podman", "cni")
 #: Interface names that Atoll gives out start so; the firewall drops what comes from such an interface and isn't known.
 BRIDGE_PREFIX: Final = "atb"
 VETH_PREFIX: Final = "atv"
@@ -190,6 +192,11 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     def is_external(self) -> bool:
         return self.kind == "external"
 
+    @property
+    def can_be_entered(self) -> bool:
+        """Whether something leads to it yet."""
+        return self.named or not self.is_external
+
 
 class Run(Struct, frozen=True, omit_defaults=True):
     """A program that `atoll run` started: the process `pid` that began at `start` (ticks since boot `boot`).
@@ -262,6 +269,18 @@ class AddressPool(Struct, frozen=True, omit_defaults=True):
     boot: str = ""
 
 
+class PortChoice(PublishedPort, frozen=True, omit_defaults=True):
+    """A port to be published on the first of `among` host ports from `host_port` on that is free, or on any that is if that is 0. What is
+    recorded is the one that was chosen, as a `PublishedPort`."""
+
+    among: int = 0
+
+    def __str__(self) -> str:
+        outer = f"{self.host_port}-{self.host_port + self.among - 1}" if self.among else "0"
+        host = f"[{self.host_ip}]:" if ":" in self.host_ip else f"{self.host_ip}:" if self.host_ip else ""
+        return f"{host}{outer}:{self.port}/{self.protocol}"
+
+
 class Endpoint(Struct, frozen=True, omit_defaults=True):
     """One namespace's attachment to one network. `addresses` carry the prefix length; `number` is the n-th interface of the namespace;
     `shard` the kernel bridge of the network that it is a port of. `mtu` is 0 where it is the network's. Without `default_route` the
@@ -316,6 +335,11 @@ def interface(text: str) -> Interface:
 @lru_cache(maxsize=16384)
 def address(text: str) -> Address:
     return ipaddress.ip_address(text)
+
+
+def smallest_mtu(*, ipv6: bool) -> int:
+    """In bytes (RFC 791, RFC 8200)."""
+    return 1280 if ipv6 else 68
 
 
 def check_name(text: str, what: str) -> str:
@@ -434,7 +458,10 @@ def _parse_range(text: str, spec: str) -> tuple[int, int]:
 
 
 def parse_publish(spec: str) -> PublishedPort:
-    """`[HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]`, Docker's form; an IPv6 host address in brackets."""
+    """`[HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]`, Docker's form; an IPv6 host address in brackets.
+
+    A range of the host onto one port is a `PortChoice`, and so is port 0 of the host.
+    """
     match = _PUBLISH.match(spec) if len(spec) <= 100 else None
     if match is None:
         raise Invalid(f"{spec[:100]!r} is not a port to publish", "expected [HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]")
@@ -447,8 +474,12 @@ def parse_publish(spec: str) -> PublishedPort:
             host_ip = str(ipaddress.ip_address(match["host"].strip("[]")))
         except ValueError:
             raise Invalid(f"host address {match['host']!r} in {spec!r} is not an IP address", "IPv6 goes in brackets") from None
-    host_port, count = _parse_range(match["outer"], spec)
     port, inner_count = _parse_range(match["inner"], spec)
+    if match["outer"].strip("0") == "" and inner_count == 1:
+        return PortChoice(host_port=0, port=port, protocol=protocol, host_ip=host_ip)
+    host_port, count = _parse_range(match["outer"], spec)
+    if count > 1 and inner_count == 1:
+        return PortChoice(host_port=host_port, port=port, protocol=protocol, host_ip=host_ip, among=count)
     if count != inner_count:
         raise Invalid(f"{spec!r} maps {count} host ports onto {inner_count}", "both ranges must be of the same length")
     return PublishedPort(host_port=host_port, port=port, count=count, protocol=protocol, host_ip=host_ip)

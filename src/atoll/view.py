@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from atoll.kernel import rtnl
-from atoll.model import BRIDGE_PREFIX, PREDEFINED
+from atoll.model import BRIDGE_PREFIX, CLIENTS, PREDEFINED
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
@@ -62,6 +62,7 @@ def endpoint_view(engine: Engine, endpoint: Endpoint) -> dict[str, Any]:
         "mac": endpoint.mac,
         "addresses": list(endpoint.addresses),
         "aliases": list(endpoint.aliases),
+        "owner": endpoint.owner,
         "gateway_priority": endpoint.gateway_priority,
         "mtu": endpoint.mtu or network.mtu,
         "routes": msgspec.to_builtins(endpoint.routes),
@@ -82,7 +83,8 @@ def namespace_view(engine: Engine, namespace: Namespace) -> dict[str, Any]:
         "name": namespace.name,
         "kind": namespace.kind,
         "source": namespace.source,
-        "path": str(engine.host.namespace_path(namespace.name)),
+        "who": who(engine, namespace),
+        "path": str(engine.host.namespace_path(namespace.name)) if namespace.can_be_entered else "",
         "inode": namespace.inode,
         "pid": owner.pid if owner is not None else namespace.pid,
         "command": list(owner.command) if owner is not None else [],
@@ -93,6 +95,15 @@ def namespace_view(engine: Engine, namespace: Namespace) -> dict[str, Any]:
         "state": namespace.state,
         "endpoints": [endpoint_view(engine, endpoint) for endpoint in engine.state.endpoints_of(namespace.name)],
     }
+
+
+def who(engine: Engine, namespace: Namespace) -> str:
+    """Who runs what is in a namespace: docker, podman or cni (a front door's word), `run` for a program of `atoll run`, else `ns`."""
+    run = engine.state.live_run(namespace.name)
+    if run is not None and run.owns:
+        return "run"
+    asked = [namespace.source, *(endpoint.owner for endpoint in engine.state.endpoints_of(namespace.name))]
+    return next((word for word in (text.partition(":")[0] for text in asked) if word in CLIENTS), "ns")
 
 
 def run_view(engine: Engine, run: Run) -> dict[str, Any]:

@@ -285,7 +285,7 @@ INVALID: Final = (
     ("connect", "web", "r2", "--gw-priority", "9" * 40),
     ("connect", "web", "r2", "--egress-rate", "0"),
     ("connect", "web", "r2", "-p", "80"),
-    ("publish", "r1", "0:80"),
+    ("publish", "r1", "0:80-81"),
     ("publish", "r1", "65536:80"),
     ("publish", "r1", "90-80:90-80"),
     ("publish", "r1", "80-90:80-91"),

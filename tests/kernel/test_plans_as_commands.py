@@ -159,8 +159,28 @@ def test_rates(twins: Twins) -> None:
     twins.do("create_namespace", "r2")
     twins.do("connect", "net", "r1", egress_rate="20mbit")
     twins.do("connect", "net", "r2", ingress_rate="100gbit", egress_rate="8kbit")
+    twins.do("set_rates", "net", "r1", ingress_rate="1gbit", egress_rate="1mbit")
+    twins.do("set_rates", "net", "r1")
+    twins.do("set_rates", "net", "r1", egress_rate="9kbit")
+    twins.do("create_network", "free")
+    twins.do("connect", "free", "r1")
+    twins.do("set_rates", "free", "r1", ingress_rate="1gbit", egress_rate="1mbit")
+    twins.do("set_rates", "free", "r1", egress_rate="1mbit")
+    twins.do("set_rates", "free", "r1")
     twins.do("disconnect", "net", "r1")
     twins.do("remove_namespace", "r2")
+
+
+def test_another_mac_address_and_mtu(twins: Twins) -> None:
+    twins.do("create_network", "net", ipv6=True)
+    twins.do("create_network", "open", options={"guard": "false"})
+    twins.do("create_namespace", "r1")
+    twins.do("connect", "net", "r1")
+    twins.do("connect", "open", "r1")
+    twins.do("retune", "net", "r1", mac="02:00:00:00:00:aa", mtu=1400)
+    twins.do("retune", "net", "r1", mtu=1500)
+    twins.do("retune", "open", "r1", mac="02:00:00:00:00:bb")
+    twins.do("remove_namespace", "r1")
 
 
 def test_macvlan(twins: Twins) -> None:
@@ -170,6 +190,7 @@ def test_macvlan(twins: Twins) -> None:
     twins.do("create_namespace", "r2")
     twins.do("connect", "lan", "r1")
     twins.do("connect", "lan", "r2", addresses=["10.5.0.99"], mac="02:00:00:00:00:99", interface="lan0")
+    twins.do("retune", "lan", "r1", mac="02:00:00:00:00:98", mtu=1400)
     twins.do("disconnect", "lan", "r1")
     twins.do("remove_namespace", "r2")
     twins.do("remove_network", "lan")

@@ -36,8 +36,9 @@ def post(path: str, body: dict[str, Any] | None = None, *, dry_run: bool = False
     return request("POST", path + ("?dry_run=1" if dry_run else ""), body)
 
 
-def delete(path: str, *, dry_run: bool = False) -> Any:
-    return request("DELETE", path + ("?dry_run=1" if dry_run else ""))
+def delete(path: str, *, dry_run: bool = False, interface: str = "") -> Any:
+    words = ["dry_run=1"] * dry_run + [f"interface={quote(interface)}"] * bool(interface)
+    return request("DELETE", "?".join([path, "&".join(words)] if words else [path]))
 
 
 def request(method: str, path: str, body: dict[str, Any] | None = None, *, start: bool = True) -> Any:

@@ -53,21 +53,28 @@ def connect(network: str, dry_run: bool, routes: tuple[str, ...], **given: Any) 
         click.echo(answer["id"])
 
 
+_which_option = click.option(
+    "--ifname", "interface", default="", metavar="NAME", help="Which of a namespace's endpoints on one network, by its interface."
+)
+
+
 @click.command()
 @click.argument("network", shell_complete=output.complete_networks)
 @click.argument("namespace", metavar="NS", shell_complete=output.complete_namespaces)
+@_which_option
 @output.dry_run_option
-def disconnect(network: str, namespace: str, dry_run: bool) -> None:
+def disconnect(network: str, namespace: str, interface: str, dry_run: bool) -> None:
     """Disconnect a namespace from a network. Prints the id of the endpoint that was."""
-    answer = client.delete(f"/v1/networks/{client.quote(network)}/endpoints/{client.quote(namespace)}", dry_run=dry_run)
+    path = f"/v1/networks/{client.quote(network)}/endpoints/{client.quote(namespace)}"
+    answer = client.delete(path, dry_run=dry_run, interface=interface)
     if dry_run:
         output.show_commands(answer)
     else:
         click.echo(answer["id"])
 
 
-def _ports(verb: str, namespace: str, specs: tuple[str, ...], network: str, dry_run: bool) -> None:
-    body = {"ports": list(specs), "network": network}
+def _ports(verb: str, namespace: str, specs: tuple[str, ...], dry_run: bool, **which: str) -> None:
+    body = {"ports": list(specs), **which}
     answer = client.post(f"/v1/namespaces/{client.quote(namespace)}/{verb}", body, dry_run=dry_run)
     if dry_run:
         output.show_commands(answer)
@@ -86,17 +93,20 @@ def _ports(verb: str, namespace: str, specs: tuple[str, ...], network: str, dry_
     shell_complete=output.complete_networks,
     help="On which network; default: the one with the default route.",
 )
+@_which_option
 @output.dry_run_option
-def publish(namespace: str, specs: tuple[str, ...], network: str, dry_run: bool) -> None:
+def publish(namespace: str, specs: tuple[str, ...], network: str, interface: str, dry_run: bool) -> None:
     """Publish ports of a namespace on the host, while its processes run. Prints what it published.
 
-    SPEC is [HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp], an IPv6 host address in brackets.
+    SPEC is [HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp], an IPv6 host address in brackets. Of a range of the host onto one port the
+    first that is free is taken, and with 0 any that is.
 
     \b
       atoll publish r1 8080:80
       atoll publish r1 127.0.0.1:5353:53/udp 9000-9010:9000-9010
+      atoll publish r1 8000-8010:80 0:443
     """
-    _ports("publish", namespace, specs, network, dry_run)
+    _ports("publish", namespace, specs, dry_run, network=network, interface=interface)
 
 
 @click.command()
@@ -109,7 +119,8 @@ def publish(namespace: str, specs: tuple[str, ...], network: str, dry_run: bool)
     shell_complete=output.complete_networks,
     help="On which network; default: wherever it is published.",
 )
+@_which_option
 @output.dry_run_option
-def unpublish(namespace: str, specs: tuple[str, ...], network: str, dry_run: bool) -> None:
+def unpublish(namespace: str, specs: tuple[str, ...], network: str, interface: str, dry_run: bool) -> None:
     """Take published ports back; connections through them end. Prints what it took back."""
-    _ports("unpublish", namespace, specs, network, dry_run)
+    _ports("unpublish", namespace, specs, dry_run, network=network, interface=interface)

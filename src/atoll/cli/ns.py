@@ -9,6 +9,7 @@ import click
 
 from atoll.cli import client, output, program
 from atoll.cli.enter import enter
+from atoll.errors import Conflict
 
 
 @click.group()
@@ -113,6 +114,8 @@ def execute(name: str, command: tuple[str, ...], interactive: bool, tty: bool) -
         if not command:
             raise click.UsageError("no command to run was given after --")
     found = client.get(f"/v1/namespaces/{client.quote(name)}")
+    if not found["path"]:
+        raise Conflict(f"what leads to {found['name']} isn't known yet", "try again when its container has started")
     status = client.get("/v1/status")
     daemon_pid = status["pid"] if status["rootless"] and os.geteuid() != 0 else 0
     enter(found["path"], found["name"], daemon_pid, found.get("files", {}))

@@ -52,6 +52,7 @@ class ConnectBody(EndpointOptions, frozen=True, forbid_unknown_fields=True, kw_o
 class PortsBody(Struct, frozen=True, forbid_unknown_fields=True):
     ports: tuple[str, ...]
     network: str = ""
+    interface: str = ""
 
 
 class ExitBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,22 +129,33 @@ def _connect(engine: Engine, where: dict[str, str], body: ConnectBody) -> Any:
 
 
 def _disconnect(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
-    return {"id": engine.disconnect(where["network"], where["namespace"]).id}
+    return {"id": engine.disconnect(where["network"], where["namespace"], interface=where.get("interface", "")).id}
 
 
 def _publish(engine: Engine, where: dict[str, str], body: PortsBody) -> Any:
-    return _ports_view(engine, engine.publish(where["namespace"], body.ports, network=body.network), body)
+    made = engine.publish(where["namespace"], **_which(body))
+    return _ports_view(engine, made, [str(port) for port in made.ports[-len(body.ports) :]])
 
 
 def _unpublish(engine: Engine, where: dict[str, str], body: PortsBody) -> Any:
-    return _ports_view(engine, engine.unpublish(where["namespace"], body.ports, network=body.network), body)
+    left = engine.unpublish(where["namespace"], **_which(body))
+    return _ports_view(engine, left, [str(parse_publish(spec)) for spec in body.ports])
 
 
-def _ports_view(engine: Engine, endpoint: Endpoint, body: PortsBody) -> dict[str, Any]:
+def _which(body: PortsBody) -> dict[str, Any]:
+    return {"specs": body.ports, "network": body.network, "interface": body.interface}
+
+
+def _ports_view(engine: Engine, endpoint: Endpoint, changed: Sequence[str]) -> dict[str, Any]:
     """The endpoint and the ports that changed; all that it publishes may be tens of thousands."""
     network = engine.state.network(endpoint.network)
-    changed = [str(parse_publish(spec)) for spec in body.ports]
-    return {"id": endpoint.id, "network": network.name, "namespace": endpoint.namespace, "ports": changed}
+    return {
+        "id": endpoint.id,
+        "network": network.name,
+        "namespace": endpoint.namespace,
+        "interface": endpoint.interface,
+        "ports": list(changed),
+    }
 
 
 def _runs(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
@@ -217,7 +229,9 @@ ROUTES: Final[dict[tuple[str, str], Call]] = {
         ConnectBody, _connect, lambda engine, where, body: engine.plan_connect(where["network"], **msgspec.structs.asdict(body))
     ),
     ("DELETE", "/v1/networks/{network}/endpoints/{namespace}"): Call(
-        NoBody, _disconnect, lambda engine, where, _: engine.plan_disconnect(where["network"], where["namespace"])
+        NoBody,
+        _disconnect,
+        lambda engine, where, _: engine.plan_disconnect(where["network"], where["namespace"], interface=where.get("interface", "")),
     ),
     ("GET", "/v1/namespaces"): Call(NoBody, _namespaces),
     ("POST", "/v1/namespaces"): Call(NamespaceBody, _create_namespace, _plan_create_namespace),
@@ -226,10 +240,10 @@ ROUTES: Final[dict[tuple[str, str], Call]] = {
         NoBody, _remove_namespace, lambda engine, where, _: engine.plan_remove_namespace(where["namespace"])
     ),
     ("POST", "/v1/namespaces/{namespace}/publish"): Call(
-        PortsBody, _publish, lambda engine, where, body: engine.plan_publish(where["namespace"], body.ports, network=body.network)
+        PortsBody, _publish, lambda engine, where, body: engine.plan_publish(where["namespace"], **_which(body))
     ),
     ("POST", "/v1/namespaces/{namespace}/unpublish"): Call(
-        PortsBody, _unpublish, lambda engine, where, body: engine.plan_unpublish(where["namespace"], body.ports, network=body.network)
+        PortsBody, _unpublish, lambda engine, where, body: engine.plan_unpublish(where["namespace"], **_which(body))
     ),
     ("GET", "/v1/runs"): Call(NoBody, _runs),
     ("POST", "/v1/runs"): Call(RunRequest, _create_run, lambda engine, _, body: engine.plan_create_run(body)),

@@ -152,26 +152,28 @@ class Watcher:
         host = host or any(self._must_be_isolated(rtnl.parse_link(event.body), known) for event in ports.values())
         return host, {name for name in map(self._name_of, ids) if name}
 
-    def _known_links(self) -> tuple[dict[str, Network], set[tuple[str, str, int]]]:
-        """The links that must be there, and up: the host's, with their networks, and the MAC, name and MTU of those in namespaces."""
-        found: dict[str, Network] = {}
+    def _known_links(self) -> tuple[dict[str, tuple[Network, int]], set[tuple[str, str, int]]]:
+        """The links that must be there, and up: the host's, with their networks and MTU, and the MAC, name and MTU of those in
+        namespaces."""
+        found: dict[str, tuple[Network, int]] = {}
         inside: set[tuple[str, str, int]] = set()
         for network in self._engine.state.networks.values():
             for bridge in network.bridges():
-                found[bridge] = network
+                found[bridge] = network, network.mtu
             for endpoint in self._engine.state.endpoints_on(network):
                 if endpoint.state == "ready":
-                    inside.add((endpoint.mac, endpoint.interface, network.mtu))
+                    mtu = endpoint.mtu or network.mtu
+                    inside.add((endpoint.mac, endpoint.interface, mtu))
                     if network.driver == "bridge":
-                        found[endpoint.host_interface] = network
+                        found[endpoint.host_interface] = network, mtu
         return found, inside
 
-    def _must_be_isolated(self, port: rtnl.Link, known: dict[str, Network]) -> bool:
+    def _must_be_isolated(self, port: rtnl.Link, known: dict[str, tuple[Network, int]]) -> bool:
         """Whether it is the port of an endpoint that is to be kept apart from others and isn't (or a trunk's, which may have to be)."""
-        network = known.get(port.name)
-        return not port.isolated and (port.name.startswith(TRUNK_PREFIX) or (network is not None and not network.icc))
+        apart = port.name in known and not known[port.name][0].icc
+        return not port.isolated and (port.name.startswith(TRUNK_PREFIX) or apart)
 
-    def _contradicts(self, event: Message, link: rtnl.Link, known: dict[str, Network]) -> bool:
+    def _contradicts(self, event: Message, link: rtnl.Link, known: dict[str, tuple[Network, int]]) -> bool:
         if link.name not in known:
             if link.name.startswith(SPARE_PREFIX):
                 return False
@@ -181,7 +183,7 @@ class Watcher:
         if event.type == rtnl.RTM_DELLINK:
             return True
         enslaved = link.master != 0 or not link.name.startswith(VETH_PREFIX)
-        return not (link.up and link.mtu == known[link.name].mtu and enslaved)
+        return not (link.up and link.mtu == known[link.name][1] and enslaved)
 
     def _loss_on_host(self, event: Message) -> bool:
         """Whether a lost address, route, rule or queue of the host may be one of ours: the model is asked only then."""

@@ -20,6 +20,7 @@ from atoll.plan.operations import (
     LinkDelete,
     LinkSet,
     Operation,
+    QueueDelete,
     RateSet,
     Redirect,
     RouteAdd,
@@ -128,20 +129,36 @@ def endpoint_up(network: Network, endpoint: Endpoint, namespace: Namespace) -> l
     far, inside = (endpoint.spare, HOST) if external else (endpoint.interface, namespace.name)
     mark = f"atoll:{endpoint.id}"
     operations: list[Operation] = [
-        VethAdd(near, far, inside, endpoint.mac, network.mtu, network.shard(endpoint.shard), mark, spare=external)
+        VethAdd(near, far, inside, endpoint.mac, endpoint.mtu or network.mtu, network.shard(endpoint.shard), mark, spare=external)
     ]
     if not network.icc:
         operations.append(LinkSet(HOST, near, isolated=True))
+    operations += rates_up(endpoint)
+    return operations if external else operations + inside_up(endpoint, namespace)
+
+
+def rates_up(endpoint: Endpoint) -> list[Operation]:
+    near, operations = endpoint.host_interface, list[Operation]()
     if endpoint.ingress_rate:
         operations.append(RateSet(near, endpoint.ingress_rate))
     if endpoint.egress_rate:
         # A queue holds back what leaves an interface, so what the endpoint sends is led through one more.
         operations += [
-            ShaperAdd(endpoint.shaper, mark),
+            ShaperAdd(endpoint.shaper, f"atoll:{endpoint.id}"),
             RateSet(endpoint.shaper, endpoint.egress_rate),
             Redirect(near, endpoint.shaper),
         ]
-    return operations if external else operations + inside_up(endpoint, namespace)
+    return operations
+
+
+def rates_down(before: Endpoint, after: Endpoint) -> list[Operation]:
+    """Takes away the limits that an endpoint has and is to have no more."""
+    operations: list[Operation] = []
+    if before.ingress_rate and not after.ingress_rate:
+        operations.append(QueueDelete(before.host_interface, "root"))
+    if before.egress_rate and not after.egress_rate:
+        operations += [QueueDelete(before.host_interface, "ingress"), LinkDelete(HOST, before.shaper)]
+    return operations
 
 
 def inside_up(endpoint: Endpoint, namespace: Namespace) -> list[Operation]:

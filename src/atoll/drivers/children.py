@@ -35,7 +35,7 @@ def endpoint_up(network: Network, endpoint: Endpoint, namespace: Namespace) -> l
         namespace=where,
         parent=network.parent,
         mac=endpoint.mac,
-        mtu=network.mtu,
+        mtu=endpoint.mtu or network.mtu,
         mode=network.mode,
         flag=network.flag,
     )

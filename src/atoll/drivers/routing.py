@@ -4,8 +4,9 @@ For each address family one endpoint is the gateway: of those that may have the 
 equals the one that was connected first.
 What is sent from an endpoint's address must still leave by that endpoint (another network would drop the address, and a client of its
 published ports waits for the answer from there), so where there are several each gets a rule and a routing table of its own. The gateway
-too: without one it would answer clients that are on another network of the namespace directly, over there. And so does one without the
-default route, whose clients are answered all the same.
+too: without one it would answer clients that are on another network of the namespace directly, over there.
+Where no endpoint may have the default route nothing has: IPv6 looks with the address that it would send from as well, so by a table of
+the endpoint's own all would leave after all.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def routes(attached: Collection[tuple[Network, Endpoint]], *, foreign_default: C
         )
         leader = next((pair for pair in ways if pair[1].default_route), None) if version not in foreign_default else None
         ends = [(endpoint, route) for _, endpoint in attached for route in endpoint.routes if _ends(route, version)]
+        if leader is None and version not in foreign_default:
+            ways = []
         for pair in ways:
             if pair is leader:
                 wanted.append(_default(*pair, version, metric=pair[1].metric))

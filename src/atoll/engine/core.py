@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from atoll.engine.changing import ChangingVerbs
 from atoll.engine.holds import HoldVerbs
 from atoll.engine.reconcile import Reconcile
 from atoll.engine.runs import RunVerbs
 
 
-class Engine(RunVerbs, HoldVerbs, Reconcile):
+class Engine(RunVerbs, ChangingVerbs, HoldVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:

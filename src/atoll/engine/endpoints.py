@@ -6,6 +6,7 @@ ready. Whatever fails after the first record is undone from that record, by this
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, structs
@@ -67,7 +68,10 @@ class EndpointVerbs(PortVerbs):
         Returns when packets flow; leaves nothing behind when it fails.
         """
         faults.begin("connect")
-        where, who, endpoint = self._draft(network, namespace, EndpointOptions(**as_tuples(options)))
+        with contextlib.ExitStack() as held:
+            return self._connect(*self._draft(network, namespace, EndpointOptions(**as_tuples(options)), held))
+
+    def _connect(self, where: Network, who: Namespace, endpoint: Endpoint) -> Endpoint:
         try:
             self.settle_for(endpoint)
             grown = _grown(where, endpoint)
@@ -100,17 +104,18 @@ class EndpointVerbs(PortVerbs):
 
     def plan_connect(self, network: str, namespace: str, **options: Any) -> Plan:
         """What `connect` would do; changes nothing."""
-        where, who, endpoint = self._draft(network, namespace, EndpointOptions(**as_tuples(options)))
-        try:
-            return self._connection_plan(where, who, endpoint)
-        finally:
-            self.state.retract_addresses(endpoint)
+        with contextlib.ExitStack() as held:
+            where, who, endpoint = self._draft(network, namespace, EndpointOptions(**as_tuples(options)), held)
+            try:
+                return self._connection_plan(where, who, endpoint)
+            finally:
+                self.state.retract_addresses(endpoint)
 
-    def disconnect(self, network: str, namespace: str) -> Endpoint:
-        """Detach a namespace from a network and give back its addresses and ports."""
+    def disconnect(self, network: str, namespace: str, *, interface: str = "") -> Endpoint:
+        """Detach a namespace from a network and give back its addresses and ports. `interface` says which of several endpoints."""
         faults.begin("disconnect")
         where = self.state.network(network)
-        endpoint = structs.replace(self.state.endpoint(where, namespace), state="removing")
+        endpoint = structs.replace(self.state.endpoint(where, namespace, interface), state="removing")
         with self.store.transaction():
             self.store.put(endpoint)
         self.state.put_endpoint(endpoint)
@@ -124,9 +129,9 @@ class EndpointVerbs(PortVerbs):
             raise errors[0]
         return endpoint
 
-    def plan_disconnect(self, network: str, namespace: str) -> Plan:
+    def plan_disconnect(self, network: str, namespace: str, *, interface: str = "") -> Plan:
         where = self.state.network(network)
-        endpoint = self.state.endpoint(where, namespace)
+        endpoint = self.state.endpoint(where, namespace, interface)
         return self.plan_tear_down(where, endpoint, self.state.namespace(namespace))
 
     # --- connect's parts ---
@@ -134,16 +139,15 @@ class EndpointVerbs(PortVerbs):
     def _connection_plan(self, where: Network, who: Namespace, endpoint: Endpoint) -> Plan:
         return Plan.of(_growth(where, _grown(where, endpoint)), self.attach(where, endpoint, who).operations)
 
-    def _draft(self, network: str, namespace: str, options: EndpointOptions) -> tuple[Network, Namespace, Endpoint]:
-        """Everything checked and chosen. The addresses are held for the endpoint; nothing else is changed."""
+    def _draft(
+        self, network: str, namespace: str, options: EndpointOptions, held: contextlib.ExitStack
+    ) -> tuple[Network, Namespace, Endpoint]:
+        """Everything checked and chosen. The addresses are held for the endpoint, chosen ports of the host by `held`; nothing else is
+        changed."""
         where, who = self.state.network(network), self.state.namespace(namespace)
         self._check_allowed(where, who)
         ports = parse_specs(options.publish)
-        rates = (
-            _rate(options.ingress_rate, "ingress rate", where.ingress_rate),
-            _rate(options.egress_rate, "egress rate", where.egress_rate),
-        )
-        self._check_rates(where, rates)
+        rates = self.rates(where, options.ingress_rate, options.egress_rate)
         _check_32_bits(options.gateway_priority, "gateway priority")
         owner = check_key(options.owner, "an owner") if options.owner else ""
         number = _lowest_free({endpoint.number for endpoint in self.state.endpoints_of(namespace)})
@@ -152,7 +156,7 @@ class EndpointVerbs(PortVerbs):
             network=where.id,
             namespace=namespace,
             interface=self._interface(where, who, options.interface, number),
-            mac=self._mac(where, options.mac),
+            mac=self.choose_mac(where, options.mac),
             number=number,
             owner=owner,
             shard=self._shard(where),
@@ -161,14 +165,14 @@ class EndpointVerbs(PortVerbs):
             routes=tuple(dict.fromkeys([*where.routes, *map(check_route, options.routes)])),
             default_route=where.default_route and options.default_route,
             metric=check_metric(options.metric) or where.metric,
-            ports=ports,
             ingress_rate=rates[0],
             egress_rate=rates[1],
             created=self.now(),
         )
         if ports:
             families = [version for version in (4, 6) if where.has(version)]
-            self.check_ports(where, endpoint, ports, families=families, held=options.ports_held)
+            ports = self.choose_ports(where, endpoint, ports, families=families, held=held, ports_held=options.ports_held)
+            endpoint = structs.replace(endpoint, ports=ports)
         if who.is_external:
             endpoint = structs.replace(endpoint, interface=endpoint.spare)
         endpoint = structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses, options.holder))
@@ -194,9 +198,13 @@ class EndpointVerbs(PortVerbs):
         if mine and (network.driver == "none" or mine[0].network in PREDEFINED):
             raise Conflict(f"{namespace.name} can't be on network none and another", "none means no network at all")
 
-    def _check_rates(self, network: Network, rates: tuple[int, int]) -> None:
-        if any(rates) and network.driver != "bridge":
+    @staticmethod
+    def rates(network: Network, ingress_rate: str, egress_rate: str) -> tuple[int, int]:
+        """In bits a second, the network's own where nothing is said."""
+        found = _rate(ingress_rate, "ingress rate", network.ingress_rate), _rate(egress_rate, "egress rate", network.egress_rate)
+        if any(found) and network.driver != "bridge":
             raise Invalid(f"driver {network.driver} can't limit bandwidth", "its packets don't pass the host")
+        return found
 
     def _interface(self, network: Network, namespace: Namespace, wanted: str, number: int) -> str:
         if network.driver == "none":
@@ -212,7 +220,8 @@ class EndpointVerbs(PortVerbs):
             number += 1
         return f"eth{number}"
 
-    def _mac(self, network: Network, wanted: str) -> str:
+    def choose_mac(self, network: Network, wanted: str) -> str:
+        """The one that is wanted, or one that nobody has."""
         if network.driver == "none":
             return ""
         if wanted:

@@ -27,6 +27,7 @@ from atoll.model import (
     check_route,
     check_servers,
     parse_rate,
+    smallest_mtu,
 )
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def _child(network: Network, request: NetworkRequest, facts: HostFacts, others: 
 def _mtu(request: NetworkRequest, network: Network, facts: HostFacts) -> int:
     carrier = facts.links.get(network.parent or network.bridge)
     limit = carrier.mtu if carrier is not None and network.parent else 65535
-    smallest = 1280 if network.has(6) or any(":" in text for text in request.subnets) or request.ipv6 else 68
+    smallest = smallest_mtu(ipv6=network.has(6) or any(":" in text for text in request.subnets) or request.ipv6)
     if request.mtu and not smallest <= request.mtu <= limit:
         raise Invalid(f"mtu {request.mtu} is out of range", f"expected {smallest} to {limit} bytes here")
     return request.mtu or (carrier.mtu if carrier is not None else max(facts.mtu, smallest))

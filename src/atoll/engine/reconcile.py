@@ -239,7 +239,8 @@ def _near_side_is_right(network: Network, endpoint: Endpoint, observed: Observed
     master = stack.links.get(bridge) if stack is not None else None
     if link is None or master is None or (op.HOST, bridge) in remade:
         return False
-    return link.up and link.mtu == network.mtu and link.master == master.ifindex and link.alias == f"atoll:{endpoint.id}"
+    mtu = endpoint.mtu or network.mtu
+    return link.up and link.mtu == mtu and link.master == master.ifindex and link.alias == f"atoll:{endpoint.id}"
 
 
 def _is_on_host(operation: op.Operation) -> bool:
@@ -260,7 +261,8 @@ def describe(wanted: op.Operation, todo: Collection[op.Operation], observed: Obs
         case op.ChildAdd() | op.LinkSet():
             return _link_fault(todo, observed, (wanted.namespace, wanted.name))
         case op.VethAdd():
-            return _link_fault(todo, observed, (op.HOST, wanted.name), (wanted.peer_namespace, wanted.peer))
+            far = [] if wanted.spare else [(wanted.peer_namespace, wanted.peer)]
+            return _link_fault(todo, observed, (op.HOST, wanted.name), *far)
         case op.AddressAdd(namespace, link, address):
             return f"address {address} of {link}{_inside(namespace)} is missing"
         case op.RouteAdd():

@@ -144,7 +144,7 @@ class NamingVerbs(NamespaceVerbs):
         if self.files is not None:
             self.files.rename(moved.former, moved.name)
         faults.step()
-        made = structs.replace(moved, former="", named=moved.named or (bool(moved.inode) and not self._is_outer_name(moved)))
+        made = structs.replace(moved, former="", named=bool(moved.inode) and not self._is_anothers_file(moved))
         with self.store.transaction():
             self.store.put(made)
         self.state.put_namespace(made)
@@ -162,9 +162,7 @@ class NamingVerbs(NamespaceVerbs):
         former = structs.replace(moved, name=moved.former)
         return Plan((NamespaceDelete(moved.former),) if moved.named and self._is_known(former) else ())
 
-    def _is_outer_name(self, namespace: Namespace) -> bool:
+    def _is_anothers_file(self, namespace: Namespace) -> bool:
         """Whether its name in /run/netns is the very file that it was adopted from."""
-        return (
-            f"path:{self.host.namespace_path(namespace.name)}" == namespace.source
-            or str(self.host.namespace_path(namespace.name)) == namespace.path
-        )
+        file = str(self.host.namespace_path(namespace.name))
+        return namespace.path == file or namespace.source == f"path:{file}"

@@ -168,7 +168,9 @@ class State:
 
     def put_endpoint(self, endpoint: Endpoint, *, added: Iterable[PublishedPort] = (), removed: Iterable[PublishedPort] = ()) -> None:
         """Add or replace; addresses are claimed apart, before. Of one that is known, `added` and `removed` say which ports changed."""
-        known = endpoint.id in self.endpoints
+        before = self.endpoints.get(endpoint.id)
+        if before is not None and before.mac != endpoint.mac:
+            self._macs.discard((before.network, before.mac))
         self.endpoints[endpoint.id] = endpoint
         self._of_network.setdefault(endpoint.network, {})[endpoint.id] = endpoint
         self._of_namespace.setdefault(endpoint.namespace, {})[endpoint.id] = endpoint
@@ -177,7 +179,7 @@ class State:
             self._of_owner.setdefault(endpoint.owner, {})[endpoint.id] = endpoint
         for port in removed:
             self.ports.remove(port, endpoint.namespace)
-        for port in added if known else endpoint.ports:
+        for port in added if before is not None else endpoint.ports:
             self.ports.add(port, endpoint.namespace)
 
     def drop_endpoint(self, endpoint: Endpoint) -> None:
@@ -281,16 +283,19 @@ class State:
         """The namespace's endpoints with their networks, without the predefined ones."""
         return [(self.networks[e.network], e) for e in self.endpoints_of(namespace) if e.network in self.networks]
 
-    def endpoint(self, network: Network, namespace: str) -> Endpoint:
-        for endpoint in self._of_namespace.get(namespace, {}).values():
-            if endpoint.network == network.id:
-                return endpoint
+    def endpoint(self, network: Network, namespace: str, interface: str = "") -> Endpoint:
+        """A namespace's endpoint on a network; `interface` says which when there are several."""
+        mine = [endpoint for endpoint in self._of_namespace.get(namespace, {}).values() if endpoint.network == network.id]
+        found = [endpoint for endpoint in mine if interface in ("", endpoint.interface)]
+        if len(found) == 1:
+            return found[0]
         self.namespace(namespace)
+        names = ", ".join(endpoint.interface for endpoint in mine)
+        if found:
+            raise Conflict(f"{namespace} is connected to {network.name} by several interfaces, {names}", "say which: --ifname NAME")
+        if mine:
+            raise NotFound(f"{namespace} is connected to {network.name} by {names}, not by {interface[:20]}", "name that one")
         raise NotFound(f"{namespace} is not connected to {network.name}", f"atoll connect {network.name} {namespace}")
-
-    def find_endpoint(self, network: Network, namespace: str) -> Endpoint | None:
-        mine = self._of_namespace.get(namespace, {}).values()
-        return next((endpoint for endpoint in mine if endpoint.network == network.id), None)
 
     def bridge_networks(self) -> Iterator[Network]:
         return (network for network in self.networks.values() if network.driver == "bridge")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, Conflict
 from atoll.explain.snapshot import Stack
 from atoll.model import BRIDGE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
 
@@ -38,6 +38,8 @@ class Names:
         """A namespace's stack. Raises `NotFound` where it has gone."""
         found = self._stacks.get(name)
         if found is None:
+            if not self._engine.state.namespace(name).can_be_entered:
+                raise Conflict(f"what leads to {name} isn't known yet", "try again when its container has started")
             found = self._stacks[name] = Stack(self._engine.host, name)
         return found
 

@@ -152,24 +152,39 @@ def interface_index(sock: netlink.Socket, name: str) -> int:
 
 def port_is_free(address: str, port: int, protocol: str) -> bool:
     """Whether a server could bind this port now, in the namespace of the calling thread. An address that the host lacks counts as free."""
+    try:
+        # Connections that linger in TIME_WAIT don't hold the port; a listener does in spite of this.
+        taken = take_port(address, port, protocol, beside_old=protocol == "tcp")
+    except OSError:
+        return False
+    if taken is not None:
+        taken.close()
+    return True
+
+
+def take_port(address: str, port: int, protocol: str, *, beside_old: bool = False) -> socket.socket | None:
+    """A socket that keeps everyone else from a port of the calling thread's namespace as long as it is open; None where nobody can have
+    it, because the host lacks the address or the kernel the protocol. Raises `OSError` when it is taken, be it by connections that linger
+    in TIME_WAIT; with `beside_old` these don't count, and the socket keeps nobody away."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
     number = socket.IPPROTO_SCTP if protocol == "sctp" else 0
     try:
-        probe = socket.socket(family, kind | socket.SOCK_CLOEXEC, number)
+        taken = socket.socket(family, kind | socket.SOCK_CLOEXEC, number)
     except OSError:
-        return True  # no such protocol on this kernel, so nobody holds a port of it
-    with probe:
-        if protocol == "tcp":
-            # Connections that linger in TIME_WAIT don't hold the port; a listener does in spite of this.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return None
+    try:
+        if beside_old:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            return error.errno != errno.EADDRINUSE
-    return True
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        taken.bind((address, port))
+    except OSError as error:
+        taken.close()
+        if error.errno == errno.EADDRINUSE:
+            raise
+        return None
+    return taken
 
 
 def has_other_holder(port: int, protocol: str, pid: int) -> bool:

@@ -587,6 +587,12 @@ def add_ingress(index: int) -> bytes:
     return message(RTM_NEWQDISC, flags, _TC.pack(0, index, 0xFFFF0000, _TC_H_INGRESS, 0) + text(_TCA_KIND, "ingress"))
 
 
+def delete_queue(index: int, parent: str) -> bytes:
+    """`tc qdisc delete dev X root` or `ingress`."""
+    handle, place = (0, _TC_H_ROOT) if parent == "root" else (0xFFFF0000, _TC_H_INGRESS)
+    return message(RTM_DELQDISC, 0, _TC.pack(0, index, handle, place, 0))
+
+
 def add_clsact(index: int) -> bytes:
     """The hooks for what arrives on an interface and for what leaves by it (`tc qdisc add dev X clsact`)."""
     return message(RTM_NEWQDISC, CREATE, _TC.pack(0, index, 0xFFFF0000, _TC_H_INGRESS, 0) + text(_TCA_KIND, "clsact"))

@@ -215,6 +215,8 @@ def _send(host: Host, sock: Socket, batch: Sequence[op.Operation], *, one_by_one
                     made.add(operation.name)
                     if isinstance(operation, op.VethAdd) and not operation.peer_namespace:
                         made.add(operation.peer)
+                case op.ChildAdd() if not operation.namespace:
+                    made.add(operation.name)
         flush()
 
 
@@ -277,6 +279,8 @@ def _encode(operation: op.Operation, index: Callable[[str], int], target: Callab
             yield rtnl.delete_rule(ipaddress.ip_network(rule.source), table=rule.table, priority=rule.priority)
         case op.RateSet(link, rate):
             yield rtnl.add_tbf(index(link), rate)
+        case op.QueueDelete(link, parent):
+            yield rtnl.delete_queue(index(link), parent)
         case op.Redirect(link, through):
             yield rtnl.add_ingress(index(link))
             yield rtnl.add_redirect(index(link), index(through))

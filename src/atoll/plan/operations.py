@@ -7,7 +7,7 @@ against what the kernel has (`observe.py`). `namespace` is the name of a namespa
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct
 
@@ -272,6 +272,16 @@ class RateSet(Operation, frozen=True):
     def commands(self) -> list[str]:
         burst, limit = rtnl.tbf_burst(self.rate), rtnl.tbf_limit(self.rate)
         return [f"tc qdisc replace dev {self.link} root tbf rate {self.rate}bit burst {burst} limit {limit}"]
+
+
+class QueueDelete(Operation, frozen=True):
+    """Takes away an interface's queue (`root`), or what is done to what arrives on it (`ingress`)."""
+
+    link: str
+    parent: Literal["root", "ingress"]
+
+    def commands(self) -> list[str]:
+        return [f"tc qdisc delete dev {self.link} {self.parent}"]
 
 
 class Redirect(Operation, frozen=True):

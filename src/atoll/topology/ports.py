@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from atoll.model import parse_publish
+from atoll.model import PortChoice, parse_publish
 from atoll.topology import keys
 from atoll.topology.source import Map, as_list, as_map, as_number, as_text, at, check_keys
 
@@ -25,7 +25,10 @@ def ports(node: Node, unused: Callable[[str], None]) -> list[tuple[str, Mark]]:
             unused("ports without a port of the host")
             continue
         with at(item.mark):
-            spec = str(parse_publish(text))
+            port = parse_publish(text)
+        if isinstance(port, PortChoice):
+            raise item.mark.error(f"{port} leaves the port of the host open", "name one, so that it is the same each time")
+        spec = str(port)
         if any(spec == other for other, _ in found):
             raise item.mark.error(f"{spec} is published twice", "write it once")
         found.append((spec, item.mark))
