@@ -39,8 +39,8 @@ _INTERVAL: Final = f"{_DOCKER}advertise_addr_ms"
 _OF_ALL: Final = ("mtu", "interface-prefix", "no-default-route", "metric", "ipv4", "ipv6")
 KNOWN: Final = {
     "bridge": (
-        "bridge", "icc", "isolation", "masquerade", "nat", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate", "gateway-mode4",
-        "gateway-mode6", "host-binding", "inhibit-ipv4", "trusted-interfaces", *_OF_ALL,
+        "bridge", "icc", "isolation", "masquerade", "nat", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate", "domain",
+        "gateway-mode4", "gateway-mode6", "host-binding", "inhibit-ipv4", "trusted-interfaces", *_OF_ALL,
     ),
     "macvlan": ("parent", "mode", *_OF_ALL),
     "ipvlan": ("parent", "mode", "flag", *_OF_ALL),
