@@ -104,7 +104,8 @@ class Network(Struct, frozen=True, omit_defaults=True):
     networks alone: an interface that leads nowhere, or the VLAN 50 of eth0 that is called eth0.50. `snat` holds the source addresses for
     `nat="snat"`. With `dns` the gateway of a bridge network answers for names, below `domains` as well as below `NETWORK.atoll`, and asks
     `servers` (none: the host's) about those of the world outside. `isolation`: networks that are `open` reach each other and `isolated`
-    ones; `isolated` ones don't reach each other; a `strict` one reaches no other. `routes`, `default_route` and `metric` are those of its endpoints that say nothing else.
+    ones; `isolated` ones don't reach each other; a `strict` one reaches no other. `routes`, `default_route` and `metric` are those of its
+    endpoints that say nothing else.
 
     `nat` says whether what leaves keeps its address: where it is `routed` the outside also reaches the endpoints by theirs, where it is
     `kept` it doesn't. The gateway modes are Docker's: `nat-unprotected` opens the endpoints to the outside; `routed` keeps addresses,
