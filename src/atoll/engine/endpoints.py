@@ -50,6 +50,7 @@ class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     aliases: tuple[str, ...] = ()
     gateway_priority: int = 0
     publish: tuple[str, ...] = ()
+    ports_held: bool = False
     ingress_rate: str = ""
     egress_rate: str = ""
     routes: tuple[Route, ...] = ()
@@ -148,7 +149,7 @@ class EndpointVerbs(PortVerbs):
         """Everything checked and chosen. The addresses are held for the endpoint, chosen ports of the host by `held`; nothing else is
         changed."""
         where, who = self.state.network(network), self.state.namespace(namespace)
-        self._check_allowed(where, who)
+        self._check_allowed(where, who, options.interface)
         ports = parse_specs(options.publish)
         rates = self.rates(where, options.ingress_rate, options.egress_rate)
         _check_32_bits(options.gateway_priority, "gateway priority")
@@ -174,7 +175,8 @@ class EndpointVerbs(PortVerbs):
         )
         if ports:
             families = [version for version in (4, 6) if where.has(version)]
-            endpoint = structs.replace(endpoint, ports=self.choose_ports(where, endpoint, ports, families=families, held=held))
+            ports = self.choose_ports(where, endpoint, ports, families=families, held=held, ports_held=options.ports_held)
+            endpoint = structs.replace(endpoint, ports=ports)
         if who.is_external:
             endpoint = structs.replace(endpoint, interface=endpoint.spare)
         endpoint = structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses, options.holder))
@@ -185,7 +187,7 @@ class EndpointVerbs(PortVerbs):
             raise
         return where, who, endpoint
 
-    def _check_allowed(self, network: Network, namespace: Namespace) -> None:
+    def _check_allowed(self, network: Network, namespace: Namespace, interface: str) -> None:
         for object_, what in ((network, "network"), (namespace, "namespace")):
             if object_.state != "ready":
                 raise Conflict(f"{what} {object_.name} is {object_.state}", "try again in a moment")
@@ -195,8 +197,9 @@ class EndpointVerbs(PortVerbs):
                 "a process is on the host network when it isn't in a namespace at all",
             )
         mine = self.state.endpoints_of(namespace.name)
-        if any(endpoint.network == network.id for endpoint in mine):
-            raise Conflict(f"{namespace.name} is connected to {network.name}", f"atoll disconnect {network.name} {namespace.name}")
+        if not interface and any(endpoint.network == network.id for endpoint in mine):
+            again = f"atoll disconnect {network.name} {namespace.name}, or name another interface: --ifname NAME"
+            raise Conflict(f"{namespace.name} is connected to {network.name}", again)
         if mine and (network.driver == "none" or mine[0].network in PREDEFINED):
             raise Conflict(f"{namespace.name} can't be on network none and another", "none means no network at all")
 
