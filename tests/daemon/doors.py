@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
+
+import pytest
 
 from atoll.frontends import forwarder
 from tests.daemon.processes import Daemon, open_socket
@@ -16,6 +19,11 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping
 
+#: Of the forwarder.
+KINDS: Final = [
+    pytest.param("c", marks=pytest.mark.skipif(shutil.which("cc") is None and os.environ.get("CI") != "true", reason="needs cc")),
+    "python",
+]
 _CHECKOUT: Final = str(Path(__file__).parents[2])
 _PROGRAM: Final = """
 import sys

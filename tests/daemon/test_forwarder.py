@@ -14,23 +14,12 @@ import pytest
 
 from atoll.errors import Denied, Invalid, NotFound
 from atoll.frontends import forwarder
-from tests.daemon.doors import EchoDaemon, execute, made
+from tests.daemon.doors import KINDS, EchoDaemon, execute, made
 from tests.support import lenient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None and os.environ.get("CI") != "true", reason="needs cc")
-KINDS = [pytest.param("c", marks=needs_compiler), "python"]
-
-
-@pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """State and run folders of the test's own, which the forwarders that it makes lead to."""
-    monkeypatch.setenv("ATOLL_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("ATOLL_RUN", str(tmp_path / "run"))
-    return tmp_path
 
 
 @pytest.fixture
@@ -41,11 +30,6 @@ def daemon(host: None, folders: Path) -> Iterator[EchoDaemon]:
         yield daemon
 
 
-@pytest.fixture(params=KINDS)
-def program(request: pytest.FixtureRequest, folders: Path) -> Path:
-    return made(folders / "bin" / "bridge", request.param)
-
-
 def wish(**wishes: Any) -> bytes:
     return json.dumps(wishes).encode()
 
@@ -54,7 +38,14 @@ def wish(**wishes: Any) -> bytes:
 
 
 def test_the_door_gets_all_that_the_runtime_gave(daemon: EchoDaemon, program: Path) -> None:
-    environment = {"CNI_COMMAND": "ADD", "CNI_ARGS": b"\xff=\xc3\xa9\n", "NETAVARK_FW": "", "RUST_LOG": "warn", "PATH": "/bin", "CNI": "no"}
+    environment: dict[str, str | bytes] = {
+        "CNI_COMMAND": "ADD",
+        "CNI_ARGS": b"\xff=\xc3\xa9\n",
+        "NETAVARK_FW": "",
+        "RUST_LOG": "warn",
+        "PATH": "/bin",
+        "CNI": "no",
+    }
     stdin = bytes(range(256)) * 1000
     call = execute(program, "", "two words", b"\xfe", stdin=stdin, environment=environment, cwd="/usr").echo
     assert call == {
