@@ -243,13 +243,14 @@ def test_check_compares_with_the_result_that_it_is_given(door: Door, container: 
     result = door.add(network, attachment)
     environment = {"CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0"}
     configuration = {**BRIDGE, "cniVersion": "1.0.0", "name": "n1"}
-    for change in (
+    changes: tuple[Json, ...] = (
         {"ips": [{"address": "10.5.0.9/24", "interface": 2}]},
         {"interfaces": []},
         {"interfaces": [*result["interfaces"][:2], {**result["interfaces"][2], "mac": "02:00:00:00:00:99"}]},
         {"interfaces": [{"name": "gone0"}, *result["interfaces"]]},
         {"routes": [{"dst": "10.77.0.0/16"}]},
-    ):
+    )
+    for change in changes:
         code, answer = door.call("CHECK", "bridge", configuration | {"prevResult": result | change}, environment)
         assert (code, answer["code"]) == (1, 5), change
     assert door.call("CHECK", "bridge", configuration | {"prevResult": result}, environment) == (0, {})

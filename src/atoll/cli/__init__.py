@@ -16,6 +16,7 @@ _COMMANDS: Final = {
     "demo": ("atoll.cli.demo", "Show the whole story in a private lab, with commands and proofs."),
     "network": ("atoll.cli.network", "Manage networks: create, ls, inspect, rm, prune."),
     "ns": ("atoll.cli.ns", "Manage namespaces: create, ls, inspect, rm, exec, adopt."),
+    "ls": ("atoll.cli.ls", "List everything that has an address here, whoever runs it."),
     "connect": ("atoll.cli.endpoint", "Connect a namespace to a network."),
     "disconnect": ("atoll.cli.endpoint", "Disconnect a namespace from a network."),
     "publish": ("atoll.cli.endpoint", "Publish ports of a namespace on the host, live."),
@@ -44,11 +45,10 @@ _COMMANDS: Final = {
 _ELSEWHERE: Final = {
     "exec": "atoll ns exec",
     "inspect": "atoll ns inspect, or atoll network inspect",
-    "ls": "atoll ns ls, or atoll network ls",
     "rm": "atoll stop, atoll ns rm, or atoll network rm",
     "kill": "atoll stop -t 0",
     "compose": "atoll up, atoll down, atoll diff",
-    "port": "atoll ns ls",
+    "port": "atoll ls",
     "info": "atoll status",
     "version": "atoll --version",
 }

@@ -31,6 +31,7 @@ from atoll.daemon.watcher import Watcher
 from atoll.engine import Engine
 from atoll.engine.files import Files, links_of_the_machine
 from atoll.errors import AtollError, Denied, Failed, Invalid
+from atoll.frontends import docker
 
 if TYPE_CHECKING:
     import socket
@@ -90,21 +91,27 @@ class Server:
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1)
         await runner.setup()
         doors = Doors(self._engine, self.on_engine, self._run / "doors.sock")
+        door = await self.on_engine(lambda: docker.Door(self._engine))
+        plugin = web.AppRunner(docker.application(door, self.on_engine), access_log=None, shutdown_timeout=1)
+        await plugin.setup()
         try:
             await web.SockSite(runner, self._listen()).start()
+            await web.SockSite(plugin, listen(self._run / "docker.sock")).start()
             doors.start()
             self._watch(loop)
             self._watch_names()
             ready()
             await self._stopping.wait()
         finally:
-            with contextlib.suppress(OSError):
-                (self._run / "atoll.sock").unlink()
+            for name in ("atoll.sock", "docker.sock"):
+                with contextlib.suppress(OSError):
+                    (self._run / name).unlink()
             await doors.close()
             for task in self._tasks:
                 task.cancel()
             self._forget_names()
             await runner.cleanup()
+            await plugin.cleanup()
             await self._neighbourhood.stop()
             await self.on_engine(self._watcher.close)
             await self.on_engine(self._engine.close)
@@ -235,7 +242,7 @@ class Server:
             self._ask_refresh(0)
         if kind in ("network.create", "dns.restart"):
             self._watch_names()
-        if kind in ("namespace.remove", "endpoint.disconnect", "run.end"):
+        if kind in ("namespace.remove", "namespace.vanish", "endpoint.disconnect", "run.end"):
             # Not while more of them come: settling costs as much for one as for many. The watcher's tick is the latest.
             if self._settle_due is not None:
                 self._settle_due.cancel()

@@ -81,7 +81,7 @@ def resolv_conf(namespace: Namespace, attached: Iterable[tuple[Network, Endpoint
     question (of each family) for NAME, NAME.NETWORK and a name outside alike. With the default of 1, NAME would be looked for in one
     network after the other. The search list is for resolvers that never send a short name as it is (systemd-resolved).
     """
-    able = [network for network, _ in by_gateway(attached) if network.resolvers()]
+    able = list({network.id: network for network, _ in by_gateway(attached) if network.resolvers()}.values())
     servers: Sequence[str] = [address for network in able for address in network.resolvers()] or namespace.servers
     head = f"# Written by Atoll for the namespace {namespace.name}, and again when its networks change.\n"
     if not servers:

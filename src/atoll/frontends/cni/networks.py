@@ -10,6 +10,7 @@ from msgspec import structs
 
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import AtollError, Conflict
+from atoll.frontends.cni import leases
 from atoll.frontends.cni.attachments import network_named
 from atoll.frontends.cni.refusal import BAD_CONFIG, NOT_READY, Refusal
 from atoll.model import PREDEFINED
@@ -26,7 +27,7 @@ DOOR_LABEL = "atoll.door"
 
 
 @contextlib.contextmanager
-def joined(engine: Engine, wanted: NetworkRequest) -> Iterator[Network]:
+def joined(engine: Engine, wanted: NetworkRequest, scheme: Scheme) -> Iterator[Network]:
     """The network that a configuration speaks of; one that is made for it goes again when the block fails.
 
     Raises `Conflict` where one of that name is another network.
@@ -39,6 +40,8 @@ def joined(engine: Engine, wanted: NetworkRequest) -> Iterator[Network]:
         return
     made = engine.create_network_explained(structs.replace(wanted, labels={**wanted.labels, DOOR_LABEL: "cni"})).network
     try:
+        if scheme.kind == "host-local":
+            leases.keep(engine, made, made.name, scheme.data_dir)
         yield made
     except BaseException:
         engine.remove_network(made.id)
@@ -83,17 +86,14 @@ def check_agrees(network: Network, wanted: NetworkRequest) -> None:
             )
 
 
-def requested(name: str, driver: str, scheme: Scheme, *, gateway: bool, **options: object) -> NetworkRequest:
-    """What addresses a network must have for a scheme to work on it. With `gateway` each subnet has one, the first address if none is
-    named (bridge.go:calcGateways)."""
+def requested(name: str, driver: str, scheme: Scheme, **options: object) -> NetworkRequest:
+    """What addresses a network must have for a scheme to work on it; `options` are further fields."""
     ranges = scheme.ranges()
     gateways: dict[str, str] = {}
     for one in ranges:
         there = gateways.setdefault(str(one.subnet), str(one.gateway or ""))
-        if one.gateway and there and there != str(one.gateway):
+        if one.gateway and there != str(one.gateway):
             raise Refusal(BAD_CONFIG, f"subnet {one.subnet} has two gateways, {there} and {one.gateway}", "give one")
-        if gateway and not gateways[str(one.subnet)]:
-            gateways[str(one.subnet)] = str(one.subnet[1])
     versions = {one.subnet.version for one in ranges}
     return NetworkRequest(
         name=name,

@@ -76,7 +76,7 @@ class Configuration(InterfaceConfiguration, frozen=True):
 def add(engine: Engine, request: Request) -> Result:
     configuration, scheme = request.read(Configuration), read_scheme(request)
     runtime = configuration.runtime
-    with networks.joined(engine, _wanted(request, configuration, scheme)) as network:
+    with networks.joined(engine, _wanted(request, configuration, scheme), scheme) as network:
         endpoint = attach(
             engine,
             request,
@@ -107,7 +107,7 @@ def _wanted(request: Request, configuration: Configuration, scheme: Scheme) -> N
         asked = structs.replace(asked, mtu=configuration.mtu)
     if not scheme.kind:
         return asked
-    addresses = networks.requested(request.network, asked.driver, scheme, gateway=asked.driver == "bridge")
+    addresses = networks.requested(request.network, asked.driver, scheme.with_gateways() if asked.driver == "bridge" else scheme)
     return structs.replace(
         asked, subnets=addresses.subnets, gateways=addresses.gateways, ip_ranges=addresses.ip_ranges, ipv4=addresses.ipv4
     )
