@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Final
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, structs
 
 from atoll.frontends.cni.attachments import require
 from atoll.frontends.cni.chained import each_stale, fail, previous
 from atoll.frontends.cni.refusal import BAD_CONFIG, Refusal
+from atoll.frontends.cni.results import Interface
+from atoll.kernel import rtnl
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
@@ -42,12 +44,17 @@ class _Configuration(_Limits, frozen=True):
 
 
 def add(engine: Engine, request: Request) -> Result:
+    """The result has one interface more, as the reference plugin's has: the one that what the container sends is led through."""
     result = previous(request)
     limits = _limits(request)
-    if limits != _Limits():
-        network, endpoint = require(engine, request)
-        _set(engine, network, endpoint, limits)
-    return result
+    if limits == _Limits():
+        return result
+    network, endpoint = require(engine, request)
+    _set(engine, network, endpoint, limits)
+    if not limits.egress_rate or any(one.name == endpoint.shaper for one in result.interfaces):
+        return result
+    shaper = rtnl.parse_link(engine.host.rtnl.ask(rtnl.get_link(endpoint.shaper)).body)
+    return structs.replace(result, interfaces=(*result.interfaces, Interface(shaper.name, mac=shaper.mac, mtu=shaper.mtu)))
 
 
 def delete(engine: Engine, request: Request) -> None:
