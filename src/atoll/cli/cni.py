@@ -181,7 +181,7 @@ def _write(text: str, *, dry_run: bool) -> None:
         return
     with _said(f"writing {_CONFIGURATION}"):
         os.makedirs(_CONFIGURATIONS, mode=0o755, exist_ok=True)
-        fresh = f"{_CONFIGURATION}.{os.getpid()}"
+        fresh = f"{_CONFIGURATIONS}/.10-atoll.{os.getpid()}"
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(text)
