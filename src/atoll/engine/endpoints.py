@@ -50,6 +50,7 @@ class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     aliases: tuple[str, ...] = ()
     gateway_priority: int = 0
     publish: tuple[str, ...] = ()
+    ports_held: bool = False
     ingress_rate: str = ""
     egress_rate: str = ""
     routes: tuple[Route, ...] = ()
@@ -174,7 +175,8 @@ class EndpointVerbs(PortVerbs):
         )
         if ports:
             families = [version for version in (4, 6) if where.has(version)]
-            endpoint = structs.replace(endpoint, ports=self.choose_ports(where, endpoint, ports, families=families, held=held))
+            ports = self.choose_ports(where, endpoint, ports, families=families, held=held, ports_held=options.ports_held)
+            endpoint = structs.replace(endpoint, ports=ports)
         if who.is_external:
             endpoint = structs.replace(endpoint, interface=endpoint.spare)
         endpoint = structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses, options.holder))

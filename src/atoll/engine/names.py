@@ -32,6 +32,7 @@ def network_names(network: Network) -> NetworkNames:
         subnets=tuple(subnet.subnet for subnet in network.subnets),
         internal=network.internal,
         servers=network.servers,
+        domains=network.domains,
     )
 
 
@@ -44,6 +45,10 @@ def endpoint_names(endpoint: Endpoint) -> EndpointNames:
         addresses=tuple(text.partition("/")[0] for text in endpoint.addresses),
         services=services(endpoint.ports),
     )
+
+
+def namespace_servers(namespace: Namespace) -> NamespaceServers:
+    return NamespaceServers(namespace.name, namespace.servers, namespace.resolver if namespace.path else "", namespace.path)
 
 
 def services(ports: Iterable[PublishedPort]) -> tuple[tuple[int, str], ...]:
@@ -61,7 +66,7 @@ def whole(state: State, serial: int) -> Update:
         reset=True,
         networks=tuple(map(network_names, networks)),
         endpoints=tuple(map(endpoint_names, ends)),
-        namespaces=tuple(NamespaceServers(n.name, n.servers) for n in state.namespaces.values() if n.servers),
+        namespaces=tuple(map(namespace_servers, (n for n in state.namespaces.values() if n.servers or n.resolver))),
     )
 
 

@@ -19,6 +19,7 @@ from atoll.model import (
     Network,
     Route,
     Subnet,
+    check_domains,
     check_interface,
     check_labels,
     check_mac,
@@ -50,7 +51,7 @@ _SYNONYMS: Final = {
     "ipvlan_flag": "flag",
 }
 _OPTIONS: Final = {
-    "bridge": ("bridge", "mtu", "icc", "masquerade", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate"),
+    "bridge": ("bridge", "mtu", "icc", "masquerade", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate", "domain"),
     "macvlan": ("parent", "mode", "mtu"),
     "ipvlan": ("parent", "mode", "flag", "mtu"),
 }
@@ -193,6 +194,7 @@ def _bridge(network: Network, request: NetworkRequest, facts: HostFacts, others:
         egress_rate=_rate(request.egress_rate or request.options.get("egress-rate", ""), "egress rate"),
         dns=request.dns,
         servers=_servers(request),
+        domains=check_domains(request.options["domain"].split(",")) if request.options.get("domain") else (),
     )
 
 
@@ -281,7 +283,8 @@ def _subnets(
             chosen = ipam.choose_ula(ula, taken, int(network.id[:4], 16))
             prefixes.append(chosen.subnet)
             notes += _worth_saying(chosen)
-    if not prefixes:
+    # Without the guard, and so without addresses that it would know, endpoints may find their own.
+    if not prefixes and (request.guard or request.driver != "bridge"):
         raise Invalid(f"network {network.name} would have no addresses", "leave out --no-ipv4, or add --ipv6 or --subnet")
     return _laid_out(request, prefixes)
 
