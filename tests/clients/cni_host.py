@@ -36,8 +36,16 @@ class CniHost:
     """The host with a runtime and Atoll on it."""
 
     def __init__(self, host: Host, folder: Path) -> None:
-        self.host = host
-        self.cni = Runtime([FOLDER], folder, execute=run_in(host.pid), root=f"/proc/{host.pid}/root")
+        self.host, self._folder = host, folder
+        self.cni = self._runtime(FOLDER)
+
+    def _runtime(self, *path: str) -> Runtime:
+        return Runtime(path, self._folder, execute=run_in(self.host.pid), root=f"/proc/{self.host.pid}/root")
+
+    def with_path(self, *path: str) -> CniHost:
+        """The same host, with a runtime that looks for plugins there."""
+        self.cni = self._runtime(*path)
+        return self
 
     def container(self, name: str, **more: Any) -> Attachment:
         self.host.run("ip", "netns", "add", name)

@@ -25,32 +25,70 @@ def host(tmp_path: Path) -> Iterator[CniHost]:
 
 
 HOST_LOCAL: Json = {"type": "host-local", "subnet": "10.1.0.0/24", "routes": [{"dst": "0.0.0.0/0"}]}
+#: Reference plugins that make interfaces, in a folder before Atoll's: whatever they delegate to is Atoll's.
+REAL = "/opt/real"
 MAIN: dict[str, Json] = {
     "ipvlan": {"type": "ipvlan", "master": "wire0", "mode": "l3"},
-    "vlan": {"type": "vlan", "master": "wire0", "vlanId": 7},
+    "macvlan": {"type": "macvlan", "master": "wire0"},
+    "ptp": {"type": "ptp", "ipMasq": True},
     "host-device": {"type": "host-device", "device": "wire9"},
 }
 
 
-@pytest.mark.parametrize("plugin", MAIN)
-def test_reference_plugins_delegate_to_our_host_local(host: CniHost, plugin: str) -> None:
-    network = conflist(MAIN[plugin] | {"ipam": HOST_LOCAL})
-    if plugin == "host-device":
-        host.host.run("ip", "link", "add", "wire9", "type", "veth", "peer", "name", "wire8")
-    pod = host.container("c1")
+def add(host: CniHost, network: Json, pod: Attachment) -> Json:
     try:
-        result = host.cni.add(network, pod)
+        return host.cni.add(network, pod)
     except CniError as error:
         if "operation not supported" in str(error):
-            pytest.skip(f"this kernel has no {plugin}")
+            pytest.skip(f"this kernel has no {error.plugin}")
         raise
-    assert host.addresses(pod) == [ip["address"] for ip in result["ips"]] == ["10.1.0.2/24"]
-    host.cni.check(network, pod)
-    host.cni.delete(network, pod)
+
+
+@pytest.fixture
+def real(host: CniHost, tmp_path: Path) -> CniHost:
+    script = "mkdir -p $0; cd /opt/cni/bin; cp ipvlan host-device .atoll-replaced/ptp .atoll-replaced/macvlan $0"
+    host.host.run("sh", "-ec", script, REAL)
+    host.host.run("ip", "link", "add", "wire9", "type", "veth", "peer", "name", "wire8")
+    return host.with_path(REAL, FOLDER)
+
+
+@pytest.mark.parametrize("plugin", MAIN)
+def test_reference_plugins_delegate_to_our_host_local(real: CniHost, plugin: str) -> None:
+    network = conflist(MAIN[plugin] | {"ipam": HOST_LOCAL})
+    pod = real.container("c1")
+    result = add(real, network, pod)
+    assert [ip["address"] for ip in result["ips"]] == ["10.1.0.2/24"]
+    assert real.addresses(pod)[0].split("/")[0] == "10.1.0.2"
+    real.cni.check(network, pod)
+    real.cni.delete(network, pod)
     if plugin == "host-device":
-        host.host.run("ip", "link", "show", "wire9")
-    assert [ip["address"] for ip in host.cni.add(network, pod)["ips"]] == ["10.1.0.3/24"]
-    host.cni.delete(network, pod._replace(netns=""))
+        real.host.run("ip", "link", "show", "wire9")
+    assert [ip["address"] for ip in real.cni.add(network, pod)["ips"]] == ["10.1.0.3/24"]
+    real.cni.delete(network, pod._replace(netns=""))
+    assert "10.1.0" not in real.host.run("sh", "-c", "ls /var/lib/cni/networks/n1 2>/dev/null || true")
+
+
+def test_a_plugin_that_fails_the_second_time_does_not_free_what_the_first_time_got(real: CniHost) -> None:
+    """The reference ptp frees its address when it fails, also that of a container that runs, if IPAM gave it the same one again."""
+    network = conflist(MAIN["ptp"] | {"ipam": HOST_LOCAL})
+    pod = real.container("c1")
+    real.cni.add(network, pod)
+    with pytest.raises(CniError, match="allocated to id-c1/eth0 already"):
+        real.cni.add(network, pod)
+    assert real.cni.add(network, real.container("c2"))["ips"][0]["address"] == "10.1.0.3/24"
+    real.cni.check(network, pod)
+
+
+def test_chained_plugins_after_a_foreign_one_are_the_reference_plugins(real: CniHost) -> None:
+    maps = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    network = conflist(MAIN["ptp"] | {"ipam": HOST_LOCAL}, portmap, {"type": "tuning", "mtu": 1400})
+    pod = real.container("c1", capabilities=maps)
+    real.cni.add(network, pod)
+    assert "--to-destination 10.1.0.2:80" in real.host.run("iptables-save", "-t", "nat")
+    assert json.loads(real.inside(pod, "ip", "-j", "link", "show", "eth0"))[0]["mtu"] == 1400
+    real.cni.delete(network, pod)
+    assert "10.1.0.2" not in real.host.run("iptables-save", "-t", "nat")
 
 
 def test_a_container_from_before_the_switch_goes_on_and_is_torn_down_by_what_set_it_up(host: CniHost) -> None:
@@ -121,7 +159,7 @@ def test_without_a_daemon_the_first_call_starts_it(host: CniHost) -> None:
 
 def test_a_lost_machine_leaves_nothing_leased(host: CniHost) -> None:
     """Not a machine's start, but what it comes to for leases: the boot that they were made in is another one."""
-    network = conflist(MAIN["ipvlan"] | {"ipam": HOST_LOCAL})
+    network = conflist({"type": "any", "ipam": HOST_LOCAL})
     plugin = {"type": "host-local", "ipam": HOST_LOCAL}
     for number in range(3):
         host.cni._run("ADD", network, plugin, Attachment(f"c{number}", "/run/netns/gone"), None)
