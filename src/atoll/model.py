@@ -166,7 +166,8 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
 
     `path` is the file that leads to one which others made and end: when it leads nowhere or to another namespace, ours has ended. The
     inside of an `external` one is set up by somebody else (Docker): we make the host's side, and the other end of each link lies on the
-    host (`Endpoint.spare`) until they take it. At first nothing leads to it, so it has no inode. `former` is the name that it is losing."""
+    host (`Endpoint.spare`) until they take it. At first nothing leads to it, so it has no inode. `former` is the name that it is losing.
+    `resolver` is the address of somebody else's resolver inside, which is asked first about what we don't know."""
 
     name: str
     kind: NamespaceKind = "created"
@@ -180,6 +181,7 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     path: str = ""
     former: str = ""
     servers: tuple[str, ...] = ()
+    resolver: str = ""
     files: bool = False
     labels: dict[str, str] = {}
     created: float = 0.0
@@ -258,6 +260,22 @@ class PublishedPort(Struct, frozen=True, omit_defaults=True):
         return self.host_ip in ("", "0.0.0.0", "::")
 
 
+class Tuning(Struct, frozen=True, omit_defaults=True):
+    """What is asked of an endpoint's interface and its namespace beyond what Atoll sets; None, 0 and empty: nothing.
+
+    `settings` of the kernel are named by their path under /proc/sys and have the value that the kernel shows; `asked` has the words of
+    those for which that isn't what was written. `queue` is how many packets may wait to be sent.
+    """
+
+    settings: dict[str, str] = {}
+    asked: dict[str, str] = {}
+    promisc: bool | None = None
+    allmulti: bool | None = None
+    queue: int | None = None
+    mac: str = ""
+    mtu: int = 0
+
+
 class AddressPool(Struct, frozen=True, omit_defaults=True):
     """Addresses that are leased without a network: a subnet, the parts of it that leases come from (none: all of it) as prefixes or
     FIRST-LAST, and addresses that are never leased. With `until_reboot` leases end when the machine does; `boot` is when they began."""
@@ -286,7 +304,8 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     """One namespace's attachment to one network. `addresses` carry the prefix length; `number` is the n-th interface of the namespace;
     `shard` the kernel bridge of the network that it is a port of. `mtu` is 0 where it is the network's. Without `default_route` the
     namespace's default route never leads by it; `metric` is that of the one that does. `owner` is who asked for it, such as
-    `docker:ENDPOINT`, and empty for Atoll's own. In an external namespace `interface` is the spare end's name until we know a better."""
+    `docker:ENDPOINT`, and empty for Atoll's own. In an external namespace `interface` is the spare end's name until we know a better.
+    `untuned` is what was there before `tuning`."""
 
     id: str
     network: str
@@ -306,6 +325,8 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     ports: tuple[PublishedPort, ...] = ()
     ingress_rate: int = 0
     egress_rate: int = 0
+    tuning: Tuning = Tuning()
+    untuned: Tuning = Tuning()
     created: float = 0.0
     state: State = "pending"
 

@@ -49,10 +49,13 @@ class EndpointNames(Struct, frozen=True):
 
 
 class NamespaceServers(Struct, frozen=True):
-    """The servers of a namespace's own; none: those of the network."""
+    """The servers of a namespace's own; none: those of the network. `resolver` is the address of one inside the namespace of the file
+    `path`, which is asked first about what we don't know: somebody else's (Docker's), who knows what we don't."""
 
     namespace: str
-    servers: tuple[str, ...]
+    servers: tuple[str, ...] = ()
+    resolver: str = ""
+    path: str = ""
 
 
 class Update(Struct, frozen=True):
@@ -80,6 +83,13 @@ class Found(NamedTuple):
     rcode: int = wire.NOERROR
     answers: tuple[bytes, ...] = ()
     extra: tuple[bytes, ...] = ()
+
+
+class Inside(NamedTuple):
+    """A server that is reached from within the namespace of a file."""
+
+    path: str
+    server: str
 
 
 class Client(NamedTuple):
@@ -179,7 +189,7 @@ class Zone:
 
     def _forget_all(self) -> None:
         self.networks: dict[str, Known] = {}
-        self.servers: dict[str, tuple[str, ...]] = {}
+        self.servers: dict[str, NamespaceServers] = {}
         self.host = Client("", View(None))
         self._network_of: dict[str, str] = {}  # endpoint to network
         self._endpoints_of: dict[str, set[str]] = {}  # namespace to endpoints
@@ -217,8 +227,8 @@ class Zone:
         for namespace in touched:
             self._look_again(namespace)
         for its in update.namespaces:
-            if its.servers:
-                self.servers[its.namespace] = its.servers
+            if its.servers or its.resolver:
+                self.servers[its.namespace] = its
             else:
                 self.servers.pop(its.namespace, None)
 
@@ -317,7 +327,13 @@ class Zone:
 
     def upstream(self, client: Client, network: str) -> tuple[str, ...]:
         """The servers for a client that asked on this network; none: those of the host."""
-        return self.servers.get(client.namespace) or self.networks[network].names.servers
+        own = self.servers.get(client.namespace)
+        return (own.servers if own else ()) or self.networks[network].names.servers
+
+    def resolver(self, client: Client) -> Inside | None:
+        """The resolver inside the client's namespace that is asked before any server."""
+        own = self.servers.get(client.namespace)
+        return Inside(own.path, own.resolver) if own and own.resolver else None
 
     def find(self, view: View, query: wire.Query) -> Found | None:
         """What is known about a question to us, or None where others are to be asked."""

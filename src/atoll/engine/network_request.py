@@ -14,6 +14,7 @@ from atoll.kernel import rtnl
 from atoll.model import (
     BRIDGE_PREFIX,
     DRIVERS,
+    ISOLATIONS,
     PREDEFINED,
     Network,
     Route,
@@ -116,6 +117,8 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
     if request.driver in PREDEFINED:
         raise Conflict(f"there is one {request.driver} network and it exists", f"use the network named {request.driver}")
     check_labels(request.labels, "label")
+    if request.isolation not in ISOLATIONS:
+        raise Invalid(f"isolation {request.isolation[:20]!r} is unknown", f"expected one of {', '.join(ISOLATIONS)}")
     options = request.options
     notes: list[str] = []
     network = Network(id=new_id, name=request.name, driver=request.driver, labels=request.labels, created=now)  # type: ignore[arg-type]
@@ -184,6 +187,7 @@ def _bridge(network: Network, request: NetworkRequest, facts: HostFacts, others:
         made_bridge=existing is None,
         mac=check_mac(request.options.get("mac", mac)) if existing is None else existing.mac,
         icc=request.icc,
+        isolation=request.isolation,
         guard=request.guard,
         nat="snat" if sources else nat,
         snat=sources,
@@ -216,6 +220,7 @@ def _child(network: Network, request: NetworkRequest, facts: HostFacts, others: 
     driver = request.driver
     for wrong, flag in (
         (not request.icc, "--no-icc"),
+        (request.isolation != "strict", "--isolation"),
         (not request.masquerade, "--no-masquerade"),
         (not request.guard, "--no-guard"),
         (bool(request.ingress_rate or request.egress_rate), "a rate"),

@@ -1,0 +1,418 @@
+"""NetworkDriver: Docker's networks and endpoints as verbs of the engine.
+
+The order of calls (libnetwork): CreateNetwork; for a container CreateEndpoint, Join, ProgramExternalConnectivity when the endpoint becomes
+the gateway; RevokeExternalConnectivity, Leave, DeleteEndpoint; DeleteNetwork. Each may come again, or for what is long gone: what is
+there already is success and is answered as before, and so is taking away what isn't there. Nothing here waits for Docker.
+
+A sandbox (a container's network stack) is one external namespace, from the first Join with its key to the last DeleteEndpoint. Docker moves
+the endpoint's spare link into it, gives it name, addresses and routes, and after Leave moves it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, Final
+
+from msgspec import structs
+
+from atoll.errors import AtollError, Conflict, Invalid, NotFound
+from atoll.frontends.docker import options as words
+from atoll.frontends.docker import protocol
+from atoll.frontends.docker.records import (
+    DOOR_LABEL,
+    HOLDER,
+    NETWORK_LABEL,
+    DockerEndpoint,
+    DockerNetwork,
+    attached,
+    namespace_of,
+    owner,
+)
+from atoll.ipam import parse_address
+from atoll.model import check_mac, interface
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from atoll.engine.network_request import NetworkRequest
+    from atoll.frontends.docker.door import Door
+    from atoll.frontends.docker.records import DockerPool
+    from atoll.model import Endpoint, Namespace, Network, Prefix
+
+_NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_.-]")
+
+
+def gateway_check(_: Door, call: protocol.OfOptions) -> protocol.GatewayCheck:
+    skip4, skip6 = words.without_gateway(call.options)
+    return protocol.GatewayCheck(skip4=skip4, skip6=skip6)
+
+
+# --- networks ------------------------------------------------------------------------------------------------------------------------
+
+
+def create_network(door: Door, call: protocol.CreateNetwork) -> protocol.Done:
+    engine, records = door.engine, door.records
+    known = records.networks.get(call.network)
+    if known is not None and known.network in engine.state.networks:
+        return protocol.Done()
+    pools = _pools_for(door, call)
+    joined = _network_to_join(door, call, pools)
+    record = DockerNetwork(id=call.network, created=engine.now())
+    if joined is not None:
+        _check_joinable(joined, call)
+        record = structs.replace(record, network=joined.id, made=False)
+    records.put(record)
+    try:
+        if joined is None:
+            made = _made_before(door, call.network) or engine.create_network_explained(_request(call, pools)).network
+            record = structs.replace(record, network=made.id)
+            records.put(record)
+        for pool in pools:
+            door.bind(pool, record)
+    except AtollError:
+        delete_network(door, protocol.OfNetwork(network=call.network))
+        raise
+    return protocol.Done()
+
+
+def delete_network(door: Door, call: protocol.OfNetwork) -> protocol.Done:
+    """A network that was made for Docker and that others use by now stays, as theirs: Docker forgets it whatever we say."""
+    engine, records = door.engine, door.records
+    for endpoint in records.on_network(call.network):
+        forget_endpoint(door, endpoint)
+    record = records.networks.get(call.network)
+    if record is None:
+        return protocol.Done()
+    network = engine.state.networks.get(record.network)
+    if network is not None and record.made:
+        if engine.state.count_on(network):
+            kept = {key: value for key, value in network.labels.items() if key not in (DOOR_LABEL, NETWORK_LABEL)}
+            engine.set_network_labels(network.id, kept)
+        else:
+            engine.remove_network(network.id)
+    records.drop(record)
+    return protocol.Done()
+
+
+def _pools_for(door: Door, call: protocol.CreateNetwork) -> list[DockerPool]:
+    """The pools that our IPAM driver gave for this network. Docker names their subnets and not their ids: of those that no network was
+    made of the latest is meant."""
+    found: list[DockerPool] = []
+    for data in (*(call.ipv4 or ()), *(call.ipv6 or ())):
+        if data.address_space == protocol.ADDRESS_SPACE:
+            free = [pool for pool in door.records.pools.values() if pool.docker_network in ("", call.network) and door.is_meant(pool, data)]
+            if not free:
+                raise NotFound(f"no pool {data.pool[:80]} was requested here", "docker network create asks for one by itself")
+            found.append(free[-1])
+    return found
+
+
+def _network_to_join(door: Door, call: protocol.CreateNetwork, pools: Collection[DockerPool]) -> Network | None:
+    """The network that `-o network=` names, or `--ipam-opt network=` did before."""
+    state = door.engine.state
+    by_pool = {pool.network for pool in pools if pool.network}
+    generic = (call.options.generic if call.options is not None else None) or {}
+    named = generic.get(words.NETWORK, "")
+    found = state.network(named) if named else None
+    if found is None and not by_pool:
+        return None
+    found = found if found is not None else state.network(min(by_pool))
+    if by_pool - {found.id}:
+        raise Invalid(f"-o network={named[:80]} and --ipam-opt network= name different networks", "name the same one")
+    if found.state != "ready":
+        raise Conflict(f"network {found.name} is {found.state}", "try again in a moment")
+    return found
+
+
+def _check_joinable(network: Network, call: protocol.CreateNetwork) -> None:
+    """Raises `Invalid` where Docker would hold something for true that is not so."""
+    wanted = call.options or protocol.NetworkOptions()
+    ignored = words.own_options(wanted.generic)
+    if ignored:
+        raise Invalid(f"network {network.name} exists, and its options are its own", f"leave out -o {ignored[0][:80]}")
+    if network.driver in ("host", "none"):
+        raise Invalid(f"network {network.name} is not one for Docker's containers", f"docker run --network {network.name}")
+    if wanted.internal and not network.internal:
+        raise Invalid(f"network {network.name} is not internal", "leave out --internal")
+    data = [*(call.ipv4 or ()), *(call.ipv6 or ())]
+    subnets = {subnet.subnet: subnet for subnet in network.subnets}
+    hint = f"--ipam-driver atoll --ipam-opt network={network.name} takes them from it"
+    for prefix in words.subnets(data):
+        if str(prefix) not in subnets:
+            raise Invalid(f"network {network.name} has the subnets {', '.join(subnets) or 'none'}, not {prefix}", hint)
+    gateways = {subnet.gateway for subnet in network.subnets}
+    for gateway in words.gateways(data):
+        if gateway not in gateways:
+            raise Invalid(f"network {network.name} has the gateway {', '.join(sorted(gateways))}, not {gateway}", hint)
+
+
+def _made_before(door: Door, docker_id: str) -> Network | None:
+    """The network that an attempt before this one made, and perhaps didn't live to record."""
+    return next((n for n in door.engine.state.networks.values() if n.labels.get(NETWORK_LABEL) == docker_id), None)
+
+
+def _request(call: protocol.CreateNetwork, pools: Collection[DockerPool]) -> NetworkRequest:
+    return words.new_network(call, {_prefix(pool): pool.ranges for pool in pools})
+
+
+def _prefix(pool: DockerPool) -> Prefix:
+    return interface(pool.subnet).network
+
+
+# --- endpoints -----------------------------------------------------------------------------------------------------------------------
+
+
+def create_endpoint(door: Door, call: protocol.CreateEndpoint) -> protocol.CreatedEndpoint:
+    """Only records: the link is made at Join, when the sandbox is known. Addresses that Docker has chosen are kept for it from now on, and
+    those that it left open are chosen."""
+    network = door.network(call.network)
+    given = call.interface or protocol.EndpointInterface()
+    record = door.records.endpoints.get(call.endpoint)
+    if record is None:
+        wish = words.endpoint_wish("NetworkDriver.CreateEndpoint", call.options)
+        record = DockerEndpoint(
+            id=call.endpoint,
+            network=call.network,
+            mac=_mac(door, network, given.mac),
+            ports=words.ports("NetworkDriver.CreateEndpoint", call.options) or (),
+            ingress_rate=wish.ingress_rate,
+            egress_rate=wish.egress_rate,
+            created=door.engine.now(),
+        )
+        door.records.put(record)
+        try:
+            record = structs.replace(record, addresses=_addresses(door, network, record, given))
+            door.records.put(record)
+        except AtollError:
+            forget_endpoint(door, record)
+            raise
+    elif record.network != call.network:
+        raise Conflict(f"endpoint {call.endpoint[:12]} is on another network", "docker network inspect shows where")
+    return protocol.CreatedEndpoint(
+        interface=protocol.EndpointInterface(
+            address="" if given.address else _of_family(record.addresses, 4),
+            address6="" if given.address6 else _of_family(record.addresses, 6),
+            mac="" if given.mac else record.mac,
+        )
+    )
+
+
+def _mac(door: Door, network: Network, wanted: str) -> str:
+    """Docker's `--mac-address`, or one that is free. An ipvlan endpoint has its parent's."""
+    if network.driver == "ipvlan":
+        return ""
+    if wanted:
+        return check_mac(wanted)
+    taken = {endpoint.mac for endpoint in door.records.endpoints.values()}
+    while (mac := door.engine.new_mac()) in taken or door.engine.state.mac_taken(network, mac):
+        pass
+    return mac
+
+
+def _addresses(door: Door, network: Network, record: DockerEndpoint, given: protocol.EndpointInterface) -> tuple[str, ...]:
+    engine, held = door.engine, []
+    try:
+        for version, text in ((4, given.address), (6, given.address6)):
+            if text:
+                held.append(_keep(door, network, record, text))
+            elif network.has(version):
+                held.append(engine.hold_address(network.id, HOLDER, version=version))
+    except AtollError:
+        for text in held:
+            engine.drop_hold(network.id, text.partition("/")[0])
+        raise
+    return tuple(held)
+
+
+def _keep(door: Door, network: Network, record: DockerEndpoint, text: str) -> str:
+    """An address that Docker has chosen: our IPAM driver has kept it already, Docker's own knows nothing of the others on the network."""
+    address = str(parse_address(text.partition("/")[0], "address"))
+    if door.pool_of(record.network, address) is not None and door.engine.state.holds.get((network.id, address)) == HOLDER:
+        return text
+    return door.engine.hold_address(network.id, HOLDER, address)
+
+
+def _of_family(addresses: Collection[str], version: int) -> str:
+    return next((text for text in addresses if (":" in text) == (version == 6)), "")
+
+
+def operational_info(_: Door, __: protocol.OfEndpoint) -> protocol.OperInfo:
+    """Docker would show ports that are listed here, but can't read them from a plugin's JSON."""
+    return protocol.OperInfo()
+
+
+def join(door: Door, call: protocol.Join) -> protocol.Joined:
+    engine, records = door.engine, door.records
+    network, record = door.network(call.network), _endpoint(door, call)
+    ports = words.ports("NetworkDriver.Join", call.options)
+    made = attached(engine, record)
+    if made is not None and record.sandbox != call.sandbox:
+        _detach(door, record)
+        made = None
+    # The record speaks of the sandbox before there is anything of it.
+    record = structs.replace(
+        record,
+        sandbox=call.sandbox,
+        joined=True,
+        external=made is not None and record.external,
+        ports=record.ports if ports is None else ports,
+    )
+    namespace = namespace_of(engine, records, call.sandbox)
+    records.put(record)
+    try:
+        if made is None:
+            made = _attach(door, network, record, namespace)
+    except AtollError:
+        records.put(structs.replace(record, sandbox="", joined=False))
+        raise
+    return _joined(network, made)
+
+
+def _attach(door: Door, network: Network, record: DockerEndpoint, namespace: Namespace | None) -> Endpoint:
+    engine = door.engine
+    where = namespace or engine.create_external(_free_name(door, record.sandbox), source=f"docker:{record.sandbox}")
+    try:
+        return engine.connect(
+            network.id,
+            where.name,
+            addresses=tuple(text.partition("/")[0] for text in record.addresses),
+            mac=record.mac,
+            ingress_rate=record.ingress_rate,
+            egress_rate=record.egress_rate,
+            owner=owner(record.id),
+            holder=HOLDER,
+        )
+    except AtollError:
+        if namespace is None:
+            engine.remove_namespace(where.name)
+        raise
+
+
+def _free_name(door: Door, sandbox: str) -> str:
+    """A provisional name for a sandbox's namespace that nobody has."""
+    name = words.provisional_name(_NOT_IN_A_NAME.sub("-", sandbox.rstrip("/").rpartition("/")[2]))
+    taken = door.engine.state.namespaces
+    return next(found for found in (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3))) if found not in taken)
+
+
+def _joined(network: Network, endpoint: Endpoint) -> protocol.Joined:
+    """With a gateway all that leaves goes by this network; without one Docker must not add a way out of its own."""
+    gateways = [_gateway(network, version) if endpoint.address(version) else "" for version in (4, 6)]
+    return protocol.Joined(
+        interface=protocol.InterfaceName(source=endpoint.spare, prefix=network.options.get("interface-prefix", "eth")),
+        gateway=gateways[0],
+        gateway6=gateways[1],
+        no_gateway_service=not any(gateways),
+    )
+
+
+def _gateway(network: Network, version: int) -> str:
+    """As Docker's bridge driver has it, a reserved address of this name is the containers' gateway instead of the bridge's."""
+    gateway = network.gateway(version)
+    reserved = [subnet.reserved.get(f"DefaultGatewayIPv{version}", "") for subnet in network.subnets if subnet.version == version]
+    return next(filter(None, reserved), gateway) if gateway else ""
+
+
+def program_external_connectivity(door: Door, call: protocol.ProgramExternalConnectivity) -> protocol.Done:
+    """The endpoint is the container's way out now: its ports are opened here and not before."""
+    engine = door.engine
+    network, record = door.network(call.network), _endpoint(door, call)
+    given = words.ports("NetworkDriver.ProgramExternalConnectivity", call.options)
+    made = attached(engine, record)
+    if made is None:
+        raise NotFound(f"endpoint {call.endpoint[:12]} has not joined a sandbox", "start the container anew")
+    ports = record.ports if given is None else given
+    if record.external and record.ports == ports and (made.ports or not ports):
+        return protocol.Done()
+    if made.ports:
+        _close_ports(door, made)
+    door.records.put(structs.replace(record, ports=ports, external=True))
+    if ports:
+        try:
+            engine.publish(made.namespace, ports, network=network.id)
+        except AtollError:
+            door.records.put(structs.replace(record, external=False))
+            raise
+    return protocol.Done()
+
+
+def revoke_external_connectivity(door: Door, call: protocol.OfEndpoint) -> protocol.Done:
+    record = door.records.endpoints.get(call.endpoint)
+    if record is not None:
+        _revoke(door, record)
+    return protocol.Done()
+
+
+def leave(door: Door, call: protocol.OfEndpoint) -> protocol.Done:
+    """Its link stays until DeleteEndpoint: Docker takes it out of the sandbox between the two."""
+    record = door.records.endpoints.get(call.endpoint)
+    if record is not None:
+        door.records.put(structs.replace(_revoke(door, record), joined=False))
+    return protocol.Done()
+
+
+def delete_endpoint(door: Door, call: protocol.OfEndpoint) -> protocol.Done:
+    """Addresses of our own IPAM driver stay kept until Docker releases them, which it does next."""
+    record = door.records.endpoints.get(call.endpoint)
+    if record is not None:
+        forget_endpoint(door, record, keep=True)
+    return protocol.Done()
+
+
+def forget_endpoint(door: Door, record: DockerEndpoint, *, keep: bool = False) -> None:
+    """Take away all that a record speaks of, and the record. `keep` leaves addresses that Docker is going to release by itself: until then
+    nobody else may have them, or the release would be of theirs."""
+    _detach(door, record)
+    network = door.records.networks.get(record.network)
+    where = door.engine.state.networks.get(network.network) if network is not None else None
+    for text in record.addresses if where is not None else ():
+        address = text.partition("/")[0]
+        if where is not None and keep and door.pool_of(record.network, address):
+            with contextlib.suppress(Conflict):  # somebody else's already
+                door.engine.hold_address(where.id, HOLDER, address)
+        elif where is not None:
+            door.drop_hold(where, address)
+    door.records.drop(record)
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _endpoint(door: Door, call: protocol.OfEndpoint) -> DockerEndpoint:
+    record = door.records.endpoint(call.endpoint)
+    if record.network != call.network:
+        raise Invalid(f"endpoint {call.endpoint[:12]} is on another network", "docker network inspect shows where")
+    return record
+
+
+def _revoke(door: Door, record: DockerEndpoint) -> DockerEndpoint:
+    made = attached(door.engine, record)
+    if made is not None and made.ports:
+        _close_ports(door, made)
+    revoked = structs.replace(record, external=False)
+    if record.external:
+        door.records.put(revoked)
+    return revoked
+
+
+def _close_ports(door: Door, made: Endpoint) -> None:
+    door.engine.unpublish(made.namespace, [str(port) for port in made.ports], network=made.network)
+
+
+def _detach(door: Door, record: DockerEndpoint) -> None:
+    """Disconnect; the namespace goes with its last endpoint. What can't be taken away of it is said by the engine's events and found by its
+    repair: Docker would not try again."""
+    made = attached(door.engine, record)
+    if made is None:
+        return
+    engine, name = door.engine, made.namespace
+    if engine.state.namespaces[name].kind == "external" and len(engine.state.endpoints_of(name)) == 1:
+        with contextlib.suppress(AtollError):  # a program that Atoll runs in it keeps it
+            engine.remove_namespace(name)
+    if attached(engine, record) is not None:
+        try:
+            engine.disconnect(made.network, name)
+        except AtollError:
+            if attached(engine, record) is not None:
+                raise

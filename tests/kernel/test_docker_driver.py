@@ -1,0 +1,441 @@
+"""Docker's calls on a real engine: what each makes, again and in the wrong order, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from atoll.engine import Engine
+from atoll.frontends.docker import Door
+from atoll.frontends.docker.calls import METHODS, answer
+from atoll.frontends.docker.records import namespace_of
+from tests.kernel.dockerd import Dockerd, endpoint_id, left, network_id, ports, sandbox_key
+from tests.kernel.kernel_state import Shell, differences, exact, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from atoll.model import Network
+
+
+@pytest.fixture(params=[False, True], ids=["once", "each call twice"])
+def dockerd(engine: Engine, request: pytest.FixtureRequest) -> Dockerd:
+    return Dockerd(engine, again=request.param)
+
+
+def atolls(dockerd: Dockerd, number: int) -> Network:
+    return dockerd.door.network(network_id(number))
+
+
+def settle_in(dockerd: Dockerd, joined: dict[str, Any], namespace: str) -> None:
+    """What Docker does with a link after Join."""
+    name, address = joined["InterfaceName"], joined["Address"]
+    del dockerd
+    Shell().run(
+        f"ip link set {name['SrcName']} netns {namespace} name {name['DstPrefix']}0\n"
+        f"ip -n {namespace} link set lo up\nip -n {namespace} link set eth0 address {joined['MacAddress']}\n"
+        f"ip -n {namespace} address add {address} dev eth0\nip -n {namespace} link set eth0 up\n"
+        f"ip -n {namespace} route add default via {joined['Gateway']}"
+    )
+
+
+def test_two_containers_and_a_process_of_atolls_reach_each_other_and_nothing_is_left(dockerd: Dockerd, engine: Engine) -> None:
+    before = exact(read(Shell()))
+    dockerd.create_network(1)
+    for number in (1, 2):
+        Shell().run(f"ip netns add box{number}")
+        settle_in(dockerd, dockerd.connect(1, number, number), f"box{number}")
+    network = atolls(dockerd, 1)
+    engine.create_namespace("plain")
+    engine.connect(network.name, "plain")
+    addresses = [endpoint.address(4) for endpoint in engine.state.endpoints_on(network)]
+    assert len(set(addresses)) == 3
+    for place in ("box1", "box2", "plain"):
+        for address in addresses:
+            assert Shell().succeeds(f"ip netns exec {place} ping -c1 -W2 {address}"), f"{place} to {address}"
+    assert engine.differences() == []
+    for number in (1, 2):
+        # As Docker gives the link back between Leave and DeleteEndpoint, or doesn't when the container's namespace has gone.
+        Shell().run(f"ip netns delete box{number}" if number == 1 else "true")
+        dockerd.disconnect(1, number)
+    Shell().run("ip netns delete box2")
+    engine.remove_namespace("plain")
+    dockerd.remove_network(1)
+    assert left(dockerd) == {}
+    engine.settle()
+    assert differences(before, exact(read(Shell()))) == []
+
+
+def test_the_link_for_docker_has_the_networks_mtu_and_the_endpoints_mac(dockerd: Dockerd, engine: Engine) -> None:
+    dockerd.create_network(1, options={"com.docker.network.driver.mtu": "1400"})
+    joined = dockerd.connect(1, 1, 1, mac="02:42:ac:11:00:02")
+    link = engine.links()[joined["InterfaceName"]["SrcName"]]
+    assert (link.mtu, link.mac) == (1400, "02:42:ac:11:00:02")
+    assert engine.links()[joined["InterfaceName"]["SrcName"].replace("atc", "atv")].mtu == 1400
+    assert joined["InterfaceName"]["DstPrefix"] == "eth"
+    network = atolls(dockerd, 1)
+    assert joined["Gateway"] == network.subnets[0].gateway
+    assert "DisableGatewayService" not in joined
+
+
+def test_a_sandbox_is_one_namespace_from_the_first_join_to_the_last_delete(dockerd: Dockerd, engine: Engine) -> None:
+    dockerd.create_network(1)
+    dockerd.create_network(2)
+    dockerd.connect(1, 1, 7)
+    dockerd.connect(2, 2, 7)
+    dockerd.connect(2, 3, 8)
+    assert sorted(engine.state.namespaces) == ["docker-000000000007", "docker-000000000008"]
+    assert len(engine.state.endpoints_of("docker-000000000007")) == 2
+    engine.rename_namespace("docker-000000000007", "web")
+    found = namespace_of(engine, dockerd.door.records, sandbox_key(7))
+    assert found is not None
+    assert (found.name, found.kind) == ("web", "external")
+    dockerd.disconnect(1, 1)
+    dockerd.connect(1, 4, 7)
+    assert len(engine.state.endpoints_of("web")) == 2
+    for network, endpoint in ((2, 2), (1, 4), (2, 3)):
+        dockerd.disconnect(network, endpoint)
+    assert engine.state.namespaces == {}
+
+
+def test_ports_are_open_from_external_connectivity_until_it_is_revoked(dockerd: Dockerd, engine: Engine) -> None:
+    dockerd.create_network(1)
+    ids = {"NetworkID": network_id(1), "EndpointID": endpoint_id(1)}
+    options = {"com.docker.network.portmap": ports((8080, 80), (9000, 90), (9001, 91))}
+
+    def published() -> list[str]:
+        return [str(port) for endpoint in engine.state.endpoints.values() for port in endpoint.ports]
+
+    dockerd.call("NetworkDriver.CreateEndpoint", **ids, Interface={}, Options=options)
+    dockerd.call("NetworkDriver.Join", **ids, SandboxKey=sandbox_key(1), Options=options)
+    assert published() == []
+    dockerd.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=options)
+    assert published() == ["8080:80/tcp", "9000-9001:90-91/tcp"]
+    dockerd.call("NetworkDriver.RevokeExternalConnectivity", **ids)
+    assert published() == []
+    dockerd.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=None)
+    assert published() == ["8080:80/tcp", "9000-9001:90-91/tcp"]
+    dockerd.call("NetworkDriver.Leave", **ids)
+    assert published() == []
+
+
+def test_a_port_that_is_taken_is_refused_with_its_holder_and_can_be_tried_again(engine: Engine) -> None:
+    dockerd = Dockerd(engine)
+    dockerd.create_network(1)
+    dockerd.connect(1, 1, 1, publish=ports((8080, 80)))
+    dockerd.connect(1, 2, 2)
+    ids = {"NetworkID": network_id(1), "EndpointID": endpoint_id(2)}
+    options = {"com.docker.network.portmap": ports((8080, 80))}
+    text = dockerd.refused("NetworkDriver.ProgramExternalConnectivity", **ids, Options=options)
+    assert text.startswith("port 8080/tcp is published by docker-000000000001; ")
+    dockerd.disconnect(1, 1)
+    dockerd.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=options)
+
+
+@pytest.mark.parametrize("ipam", ["atoll", "default", "null"])
+def test_each_ipam_gives_addresses_that_are_on_the_network_and_nobody_elses(dockerd: Dockerd, engine: Engine, ipam: str) -> None:
+    dockerd.create_network(1, ipam=ipam, subnets=["10.88.0.0/24"] if ipam == "default" else [""])
+    network = atolls(dockerd, 1)
+    engine.create_namespace("plain")
+    taken = [engine.connect(network.name, "plain").address(4)]
+    for number in (2, 3):
+        joined = dockerd.connect(1, number, number, address=f"10.88.0.{number}/24" if ipam == "default" else "")
+        address, _, length = joined["Address"].partition("/")
+        assert length == network.subnets[0].subnet.partition("/")[2]
+        taken.append(address)
+    assert len({*taken, network.subnets[0].gateway}) == 4
+    assert sorted(taken) == sorted(endpoint.address(4) for endpoint in engine.state.endpoints_on(network))
+    for number in (2, 3):
+        dockerd.disconnect(1, number)
+    engine.remove_namespace("plain")
+    dockerd.remove_network(1)
+    assert left(dockerd) == {}
+
+
+def test_an_address_that_dockers_own_ipam_gave_twice_over_is_refused_with_its_holder(engine: Engine) -> None:
+    dockerd = Dockerd(engine)
+    dockerd.create_network(1, ipam="default", subnets=["10.88.0.0/24"])
+    engine.create_namespace("plain")
+    engine.connect(atolls(dockerd, 1).name, "plain", addresses=["10.88.0.5"])
+    ids = {"NetworkID": network_id(1), "EndpointID": endpoint_id(1)}
+    text = dockerd.refused("NetworkDriver.CreateEndpoint", **ids, Interface={"Address": "10.88.0.5/24"}, Options={})
+    assert text.startswith("10.88.0.5 is held by plain ")
+    assert dockerd.door.records.endpoints == {}
+
+
+def test_static_addresses_ranges_gateways_and_reserved_ones(dockerd: Dockerd, engine: Engine) -> None:
+    aux = {"printer": "10.77.1.1", "DefaultGatewayIPv4": "10.77.0.9"}
+    dockerd.create_network(1, subnets=["10.77.0.0/16"], gateway="10.77.0.200", ip_range="10.77.1.0/30", aux=aux)
+    subnet = atolls(dockerd, 1).subnets[0]
+    assert (subnet.gateway, subnet.ranges, subnet.reserved) == ("10.77.0.200", ("10.77.1.0/30",), aux)
+    joined = [dockerd.connect(1, number, number) for number in (1, 2, 3)]
+    assert {one["Address"] for one in joined} == {"10.77.1.0/16", "10.77.1.2/16", "10.77.1.3/16"}
+    assert joined[0]["Gateway"] == "10.77.0.9"
+    assert dockerd.connect(1, 4, 4, address="10.77.3.3")["Address"] == "10.77.3.3/16"
+    pool = next(iter(dockerd.door.records.pools))
+    for wanted, why in (
+        ("10.77.3.3", "in use|held by"),
+        ("10.77.1.1", "reserved as printer"),
+        ("10.99.0.1", "not in a subnet"),
+        ("", "no free"),
+    ):
+        text = dockerd.refused("IpamDriver.RequestAddress", PoolID=pool, Address=wanted, Options={})
+        assert any(words in text for words in why.split("|")), text
+    for number in (1, 2, 3, 4):
+        dockerd.disconnect(1, number)
+    dockerd.remove_network(1)
+    assert left(dockerd) == {}
+
+
+def test_an_address_is_dockers_until_it_is_released(engine: Engine) -> None:
+    dockerd = Dockerd(engine)
+    dockerd.create_network(1, subnets=["10.77.0.0/29"])
+    joined = dockerd.connect(1, 1, 1)
+    address = joined["Address"].partition("/")[0]
+    ids = {"NetworkID": network_id(1), "EndpointID": endpoint_id(1)}
+    for method in ("Leave", "DeleteEndpoint"):
+        dockerd.call(f"NetworkDriver.{method}", **ids)
+    engine.create_namespace("plain")
+    name = atolls(dockerd, 1).name
+    with pytest.raises(Exception, match=f"{address} is held by docker"):
+        engine.connect(name, "plain", addresses=[address])
+    pool = next(iter(dockerd.door.records.pools))
+    dockerd.call("IpamDriver.ReleaseAddress", PoolID=pool, Address=address)
+    engine.connect(name, "plain", addresses=[address])
+    # It is somebody else's now, and another release changes nothing.
+    dockerd.call("IpamDriver.ReleaseAddress", PoolID=pool, Address=address)
+    assert engine.state.endpoint(atolls(dockerd, 1), "plain").addresses
+    assert "is held by plain" in dockerd.refused("IpamDriver.RequestAddress", PoolID=pool, Address=address, Options={})
+
+
+def test_pools_are_different_ones_while_they_are_held(engine: Engine) -> None:
+    dockerd = Dockerd(engine)
+    engine.create_network("plain")
+    found = [dockerd.call("IpamDriver.RequestPool", AddressSpace="AtollLocal", Pool="", V6=v6) for v6 in (False, True) for _ in range(5)]
+    subnets = {pool["Pool"] for pool in found} | {engine.state.network("plain").subnets[0].subnet}
+    assert len(subnets) == 11
+    for pool in found:
+        dockerd.call("IpamDriver.ReleasePool", PoolID=pool["PoolID"])
+    assert engine.pools() == []
+    sized = dockerd.call("IpamDriver.RequestPool", AddressSpace="AtollLocal", Pool="0.0.0.0/28")
+    assert sized["Pool"].endswith("/28")
+
+
+def test_a_network_of_atolls_is_joined_with_its_addresses_and_stays(dockerd: Dockerd, engine: Engine) -> None:
+    engine.create_network("front", subnets=["10.66.0.0/24", "fd66::/64"], gateways=["10.66.0.254"])
+    engine.create_namespace("plain")
+    engine.connect("front", "plain")
+    dockerd.create_network(1, ipam_options={"network": "front"}, subnets=["", "fd66::/64"], ipv6=True)
+    dockerd.create_network(2, ipam_options={"network": "front"}, options={"network": "front"})
+    assert atolls(dockerd, 1) == atolls(dockerd, 2) == engine.state.network("front")
+    joined = dockerd.connect(1, 1, 1)
+    assert (joined["Gateway"], joined["GatewayIPv6"]) == ("10.66.0.254", "fd66::1")
+    dockerd.connect(2, 2, 2)
+    dockerd.remove_network(2) if not dockerd.door.records.on_network(network_id(2)) else None
+    dockerd.disconnect(2, 2)
+    dockerd.remove_network(2)
+    assert [endpoint.namespace for endpoint in engine.state.endpoints_on(engine.state.network("front"))] == ["plain", "docker-000000000001"]
+    dockerd.disconnect(1, 1)
+    dockerd.remove_network(1)
+    engine.remove_namespace("plain")
+    engine.remove_network("front")
+    assert left(dockerd) == {}
+
+
+def test_a_network_that_does_not_fit_is_not_joined(engine: Engine) -> None:
+    dockerd = Dockerd(engine)
+    engine.create_network("front", subnets=["10.66.0.0/24"])
+
+    def create(options: dict[str, Any], **data: Any) -> str:
+        body = {"NetworkID": network_id(1), "Options": options, "IPv4Data": [{"AddressSpace": "LocalDefault", **data}]}
+        return dockerd.refused("NetworkDriver.CreateNetwork", **body)
+
+    def generic(**options: str) -> dict[str, Any]:
+        return {"com.docker.network.generic": options}
+
+    assert "no network named back" in create(generic(network="back"), Pool="10.66.0.0/24")
+    assert "has the subnets 10.66.0.0/24, not 10.67.0.0/24" in create(generic(network="front"), Pool="10.67.0.0/24")
+    assert "has the gateway 10.66.0.1, not 10.66.0.7" in create(generic(network="front"), Pool="10.66.0.0/24", Gateway="10.66.0.7/24")
+    assert "leave out -o mtu" in create(generic(network="front", mtu="1400"), Pool="10.66.0.0/24")
+    assert "is not internal" in create(generic(network="front") | {"com.docker.network.internal": True}, Pool="10.66.0.0/24")
+    assert "not one for Docker's containers" in create(generic(network="host"), Pool="10.66.0.0/24")
+    assert "overlaps 10.66.0.0/24 of network front" in create(generic(), Pool="10.66.0.0/25")
+    for wrong in ({"network": "back"}, {"netwrok": "front"}, {"network": "none"}):
+        assert dockerd.refused("IpamDriver.RequestPool", AddressSpace="AtollLocal", Options=wrong)
+    assert "no IPv6" in dockerd.refused("IpamDriver.RequestPool", AddressSpace="AtollLocal", Options={"network": "front"}, V6=True)
+    engine.remove_network("front")
+    assert left(dockerd) == {}
+
+
+def test_an_internal_network_has_no_way_out_and_docker_adds_none(dockerd: Dockerd) -> None:
+    dockerd.create_network(1, internal=True)
+    joined = dockerd.connect(1, 1, 1)
+    assert "Gateway" not in joined
+    assert joined["DisableGatewayService"] is True
+    assert atolls(dockerd, 1).internal
+
+
+def test_both_families_and_one_that_docker_left_open(dockerd: Dockerd, engine: Engine) -> None:
+    dockerd.create_network(1, subnets=["", "fd12:1::/64"], ipv6=True)
+    joined = dockerd.connect(1, 1, 1, address="fd12:1::5")
+    assert (joined["AddressIPv6"], joined["GatewayIPv6"]) == ("fd12:1::5/64", "fd12:1::1")
+    # dockerd 20.10 asks for no IPv6 pool when none is named.
+    dockerd.create_network(2, ipv6=True)
+    joined = dockerd.connect(2, 2, 2)
+    assert joined["AddressIPv6"].endswith("/64")
+    assert engine.state.networks[atolls(dockerd, 2).id].has(6)
+    for number in (1, 2):
+        dockerd.disconnect(number, number)
+        dockerd.remove_network(number)
+    assert left(dockerd) == {}
+
+
+def test_what_is_long_gone_is_taken_away_with_success(dockerd: Dockerd) -> None:
+    ids = {"NetworkID": network_id(9), "EndpointID": endpoint_id(9)}
+    for method in ("RevokeExternalConnectivity", "Leave", "DeleteEndpoint", "EndpointOperInfo"):
+        dockerd.call(f"NetworkDriver.{method}", **ids)
+    dockerd.call("NetworkDriver.DeleteNetwork", NetworkID=network_id(9))
+    dockerd.call("IpamDriver.ReleaseAddress", PoolID="docker-0123456789", Address="10.0.0.1")
+    dockerd.call("IpamDriver.ReleasePool", PoolID="docker-0123456789")
+    assert left(dockerd) == {}
+
+
+def test_calls_in_the_wrong_order_are_refused_and_change_nothing(engine: Engine) -> None:
+    dockerd = Dockerd(engine)
+    ids = {"NetworkID": network_id(1), "EndpointID": endpoint_id(1)}
+    assert "Docker's network" in dockerd.refused("NetworkDriver.CreateEndpoint", **ids, Interface=None, Options=None)
+    assert "Docker's network" in dockerd.refused("NetworkDriver.Join", **ids, SandboxKey=sandbox_key(1), Options=None)
+    dockerd.create_network(1)
+    dockerd.create_network(2)
+    assert "Docker's endpoint" in dockerd.refused("NetworkDriver.Join", **ids, SandboxKey=sandbox_key(1), Options=None)
+    dockerd.call("NetworkDriver.CreateEndpoint", **ids, Interface=None, Options=None)
+    assert "not joined" in dockerd.refused("NetworkDriver.ProgramExternalConnectivity", **ids, Options=None)
+    for method, fields in (("CreateEndpoint", {"Interface": None}), ("Join", {"SandboxKey": sandbox_key(1)})):
+        wrong = {"NetworkID": network_id(2), "EndpointID": endpoint_id(1), "Options": None}
+        assert "on another network" in dockerd.refused(f"NetworkDriver.{method}", **wrong, **fields)
+    # Docker moves an endpoint that has left to another sandbox.
+    for number in (1, 2):
+        dockerd.call("NetworkDriver.Join", **ids, SandboxKey=sandbox_key(number), Options=None)
+        dockerd.call("NetworkDriver.Leave", **ids)
+    assert list(engine.state.namespaces) == ["docker-000000000002"]
+    # A network goes with all that Docker forgot on it.
+    for number in (1, 2):
+        dockerd.remove_network(number)
+    assert left(dockerd) == {}
+
+
+def test_a_network_that_others_use_by_now_stays_as_theirs(dockerd: Dockerd, engine: Engine) -> None:
+    dockerd.create_network(1)
+    network = atolls(dockerd, 1)
+    engine.create_namespace("plain")
+    engine.connect(network.name, "plain")
+    dockerd.connect(1, 1, 1)
+    dockerd.disconnect(1, 1)
+    dockerd.remove_network(1)
+    assert engine.state.network(network.id).labels == {}
+    assert left(dockerd) == {
+        "networks": [network.name],
+        "namespaces": ["plain"],
+        "endpoints": [engine.state.endpoints_on(network)[0].id],
+        "links": left(dockerd)["links"],
+    }
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b" ", b"null", b"[]", b"{}", b"{", b'"x"', b"\xff\xfe", b'{"NetworkID":1,"EndpointID":[],"PoolID":{}}']
+)
+def test_empty_and_wrong_bodies_are_refused_and_change_nothing(engine: Engine, body: bytes) -> None:
+    door = Door(engine)
+    bare = ("Plugin.Activate", "GetCapabilities", "GetDefaultAddressSpaces", "Discover")
+    harmless = ("GwAllocCheck", "RequestPool") if body.endswith(b"}") else ()  # they need nothing, and unknown fields are ignored
+    for name in METHODS:
+        if any(part in name for part in (*bare, *harmless)):
+            continue
+        reply = answer(door, name, body)
+        text = json.loads(reply.body)["Err"]
+        assert (reply.status, text.isprintable()) == (400, True), name
+    assert left(Dockerd(engine)) == {}
+
+
+def test_hostile_words_are_refused_in_one_line_and_change_nothing(engine: Engine) -> None:
+    dockerd = Dockerd(engine)
+    dockerd.create_network(1)
+    dockerd.connect(1, 1, 1)
+    before = left(dockerd), engine.state.networks.copy(), engine.state.endpoints.copy()
+    nasty = ["../../etc/passwd", "a\0b", "a\nb", "x" * 300, "\u2028", "-", "%s", "$(reboot)", "0/0", "::/0", "999.1.1.1/8"]
+    ids = {"NetworkID": network_id(2), "EndpointID": endpoint_id(2)}
+    on_one = {"NetworkID": network_id(1), "EndpointID": endpoint_id(2)}
+    generic = "com.docker.network.generic"
+    space = {"AddressSpace": "AtollLocal"}
+    pool = next(iter(dockerd.door.records.pools))
+    for word in nasty:
+        calls: list[tuple[str, dict[str, Any]]] = [
+            ("NetworkDriver.CreateNetwork", {**ids, "Options": {generic: {"network": word}}}),
+            ("NetworkDriver.CreateNetwork", {**ids, "Options": {generic: {word: "x"}}}),
+            ("NetworkDriver.CreateNetwork", {**ids, "Options": {generic: {"driver": word}}}),
+            ("NetworkDriver.CreateNetwork", {**ids, "Options": {generic: {"com.docker.network.bridge.name": word}}}),
+            ("NetworkDriver.CreateNetwork", {**ids, "IPv4Data": [{"AddressSpace": "x", "Pool": f"{word}x"}]}),
+            ("NetworkDriver.CreateNetwork", {**ids, "IPv4Data": [{"AddressSpace": "AtollLocal", "Pool": word}]}),
+            ("NetworkDriver.CreateNetwork", {**ids, "IPv4Data": [{"Pool": "10.5.0.0/24", "Gateway": word}]}),
+            ("NetworkDriver.CreateNetwork", {**ids, "IPv4Data": [{"Pool": "10.5.0.0/24", "AuxAddresses": {"a": word}}]}),
+            ("NetworkDriver.CreateEndpoint", {**on_one, "Interface": {"Address": word}}),
+            ("NetworkDriver.CreateEndpoint", {**on_one, "Interface": {"MacAddress": word}}),
+            ("NetworkDriver.CreateEndpoint", {**on_one, "Options": {word: "x"}}),
+            ("NetworkDriver.CreateEndpoint", {**on_one, "Options": {"com.docker.network.portmap": word}}),
+            ("IpamDriver.RequestPool", {**space, "Pool": word}),
+            ("IpamDriver.RequestPool", {**space, "Pool": "10.5.0.0/24", "SubPool": word}),
+            ("IpamDriver.RequestPool", {**space, "Options": {"network": word}}),
+            ("IpamDriver.RequestPool", {"AddressSpace": word}),
+            ("IpamDriver.RequestAddress", {"PoolID": word, "Address": ""}),
+            ("IpamDriver.RequestAddress", {"PoolID": pool, "Address": word}),
+            ("IpamDriver.ReleaseAddress", {"PoolID": pool, "Address": word}),
+        ]
+        for method, fields in calls:
+            reply = answer(dockerd.door, method, json.dumps(fields).encode())
+            shown = json.loads(reply.body)
+            assert reply.status in (200, 400), (method, fields, shown)
+            assert set(shown) <= {"Err", "Error"}, (method, fields, shown)
+            assert len(shown) == 1, (method, fields)
+            (text,) = shown.values()
+            assert text.isprintable(), text
+            assert len(text) < 600
+        for key in (word, f"/{word}", f"/run/../{word}"):
+            reply = answer(dockerd.door, "NetworkDriver.Join", json.dumps({**ids, "SandboxKey": key}).encode())
+            assert reply.status in (200, 400)
+            assert "Err" in json.loads(reply.body)
+    assert (left(dockerd), engine.state.networks, engine.state.endpoints) == before
+    assert answer(dockerd.door, "NetworkDriver.Destroy", b"{}").status == 404
+    assert answer(dockerd.door, "../../x\n", b"{}").body.decode().isprintable()
+
+
+def test_a_sandbox_by_any_name_gets_a_namespace_of_a_proper_name(engine: Engine) -> None:
+    dockerd = Dockerd(engine)
+    dockerd.create_network(1)
+    for number, key in enumerate(["/a/..", "/b/1-netid~x", "/c/1-netid~x", "/d/" + "y" * 200, "/e/"]):
+        ids = {"NetworkID": network_id(1), "EndpointID": endpoint_id(number)}
+        dockerd.call("NetworkDriver.CreateEndpoint", **ids, Interface=None, Options=None)
+        dockerd.call("NetworkDriver.Join", **ids, SandboxKey=key, Options=None)
+    assert list(engine.state.namespaces) == ["docker-..", "docker-1-netid-x", "docker-1-netid-x-2", "docker-yyyyyyyyyyyy", "docker-e"]
+
+
+def test_everything_goes_on_after_a_restart_of_the_daemon(host: None, tmp_path: Path) -> None:
+    with Engine.open(tmp_path) as engine:
+        dockerd = Dockerd(engine)
+        dockerd.create_network(1, subnets=["10.77.0.0/24"])
+        dockerd.connect(1, 1, 1, publish=ports((8080, 80)))
+        unused = dockerd.call("IpamDriver.RequestPool", AddressSpace="AtollLocal", Pool="10.78.0.0/24")["PoolID"]
+        taken = dockerd.call("IpamDriver.RequestAddress", PoolID=unused, Address="10.78.0.9", Options={})["Address"]
+    with Engine.open(tmp_path) as engine:
+        dockerd.door = Door(engine)
+        assert "in use" in dockerd.refused("IpamDriver.RequestAddress", PoolID=unused, Address=taken.partition("/")[0], Options={})
+        ids = {"NetworkID": network_id(1), "EndpointID": endpoint_id(1)}
+        again = dockerd.call("NetworkDriver.Join", **ids, SandboxKey=sandbox_key(1), Options=None)
+        assert again["InterfaceName"]["SrcName"] in engine.links()
+        dockerd.connect(1, 2, 2)
+        dockerd.call("IpamDriver.ReleasePool", PoolID=unused)
+        for number in (1, 2):
+            dockerd.disconnect(1, number)
+        dockerd.remove_network(1)
+        assert left(dockerd) == {}
