@@ -99,7 +99,7 @@ class Network(Struct, frozen=True, omit_defaults=True):
     """A network. `bridge` is its first kernel bridge and the one with the gateway addresses; `made_bridge` is false when it was there
     before us and stays. `parent` and `mode` belong to macvlan and ipvlan. `snat` holds the source addresses for `nat="snat"`. With `dns`
     the gateway of a bridge network answers for names, and asks `servers` (none: the host's) about those of the world outside; below
-    `domains` it answers for them as well as below `NETWORK.atoll`.
+    `domains` it answers for them as well as below `NETWORK.atoll`. A `fleeting` one goes with its last endpoint.
     `isolation`: networks that are `open` reach each other and `isolated` ones; `isolated` ones don't reach each other; a `strict` one
     reaches no other. `routes`, `default_route` and `metric` are those of its endpoints that say nothing else."""
 
@@ -129,6 +129,7 @@ class Network(Struct, frozen=True, omit_defaults=True):
     dns: bool = True
     servers: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    fleeting: bool = False
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
     shards: int = 1

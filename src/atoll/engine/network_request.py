@@ -51,9 +51,9 @@ _SYNONYMS: Final = {
     "ipvlan_flag": "flag",
 }
 _OPTIONS: Final = {
-    "bridge": ("bridge", "mtu", "icc", "masquerade", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate", "domain"),
-    "macvlan": ("parent", "mode", "mtu"),
-    "ipvlan": ("parent", "mode", "flag", "mtu"),
+    "bridge": ("bridge", "mtu", "icc", "masquerade", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate", "domain", "fleeting"),
+    "macvlan": ("parent", "mode", "mtu", "fleeting"),
+    "ipvlan": ("parent", "mode", "flag", "mtu", "fleeting"),
 }
 
 
@@ -130,6 +130,7 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
         subnets=subnets,
         kept_addresses=kept,
         internal=request.internal,
+        fleeting=_boolean("fleeting", options.get("fleeting", "false")),
         routes=tuple(map(check_route, request.routes)),
         default_route=request.default_route,
         metric=check_metric(request.metric),
