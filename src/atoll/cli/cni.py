@@ -48,6 +48,8 @@ def install(folders: tuple[str, ...], network: str, replace: bool, dry_run: bool
     from atoll.frontends import forwarder
 
     text = _configuration(network) if network else ""
+    if text:
+        _check_place(text)
     for folder in _folders(folders) or _FOLDERS[:1]:
         for name in _names(folder, replace=replace):
             path = os.path.join(folder, name)
@@ -167,16 +169,19 @@ def _configuration(network: str) -> str:
     return json.dumps(said, indent=2) + "\n"
 
 
-def _write(text: str, *, dry_run: bool) -> None:
+def _check_place(text: str) -> None:
     there = _read(_CONFIGURATION)
     if there is not None and there != text and not _is_ours(_CONFIGURATION):
         raise Conflict(f"{_CONFIGURATION} exists and isn't from atoll cni install", "move it away first")
+
+
+def _write(text: str, *, dry_run: bool) -> None:
     if dry_run:
         click.echo(f"mkdir -p {_CONFIGURATIONS}\ncat > {_CONFIGURATION} <<'END'\n{text}END")
         return
     with _said(f"writing {_CONFIGURATION}"):
         os.makedirs(_CONFIGURATIONS, mode=0o755, exist_ok=True)
-        fresh = f"{_CONFIGURATION}.{os.getpid()}"
+        fresh = f"{_CONFIGURATIONS}/.10-atoll.{os.getpid()}"
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(text)
