@@ -30,6 +30,12 @@ def docker(shared: DockerHost) -> Iterator[DockerHost]:
     for container in shared.docker("ps", "-aq").split():
         shared.docker("rm", "-f", container)
     shared.docker("network", "prune", "-f")
+    for namespace in shared.shown("ns", "ls"):
+        if namespace["kind"] == "created":
+            shared.atoll("ns", "rm", namespace["name"])
+    for network in shared.shown("network", "ls"):
+        if network["id"] not in ("host", "none") and "labels" not in network:
+            shared.atoll("network", "rm", network["name"])
     shared.host.wait_for("everything to be gone", lambda: shared.left() == {}, 5)
 
 
@@ -94,18 +100,13 @@ def test_containers_join_a_network_of_atolls_beside_plain_processes(docker: Dock
     docker.serve("other", "--network", "net2")
     addresses = {docker.address("web", "net1"), docker.address("other", "net2")}
     assert docker.host.run("ip", "netns", "exec", "plain", "curl", "-s", "-m", "3", f"http://{docker.address('web', 'net1')}/") == "web\n"
-    plain = docker.shown("ns", "inspect", "plain")[0]["endpoints"][0]["addresses"][0].partition("/")[0]
+    plain = json.loads(docker.atoll("ns", "inspect", "plain"))[0]["endpoints"][0]["addresses"][0].partition("/")[0]
     assert len({*addresses, plain}) == 3
     assert docker.run("--network", "net1", "busybox", "wget", "-qO-", f"http://{docker.address('other', 'net2')}/") == "other"
     assert docker.run("--network", "net1", "busybox", "ping", "-c1", "-W2", plain)
     assert "10.66.0.14" in docker.run("--network", "net2", "busybox", "ip", "route")
     taken = docker.refused("run", "--rm", "--network", "net1", "--ip", plain, "busybox", "true")
     assert f"{plain} is held by plain" in taken or "user configured subnets" in taken
-    for name in ("web", "other"):
-        docker.docker("rm", "-f", name)
-    docker.docker("network", "rm", "net1", "net2")
-    docker.atoll("ns", "rm", "plain")
-    docker.atoll("network", "rm", "front")
 
 
 def test_static_addresses_ranges_and_reserved_ones(docker: DockerHost) -> None:
@@ -200,8 +201,6 @@ def test_a_taken_port_is_refused_with_the_one_who_has_it(docker: DockerHost) -> 
     assert "port 8080/tcp is published by plain; atoll unpublish plain ..., or choose another" in text
     docker.atoll("unpublish", "plain", "8080:80")
     docker.docker("start", "late")
-    docker.atoll("ns", "rm", "plain")
-    docker.atoll("network", "rm", "front")
 
 
 def test_options_are_atolls_and_dockers_and_none_is_ignored(docker: DockerHost) -> None:
