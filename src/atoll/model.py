@@ -54,6 +54,7 @@ MAX_SERVERS: Final = 3
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}\Z")
 _INTERFACE: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,14}\Z")
+_DOMAIN: Final = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 _RATE: Final = re.compile(r"(\d{1,12})(bit|kbit|mbit|gbit)?\Z")
 _PUBLISH: Final = re.compile(
@@ -97,7 +98,8 @@ class Subnet(Struct, frozen=True, omit_defaults=True):
 class Network(Struct, frozen=True, omit_defaults=True):
     """A network. `bridge` is its first kernel bridge and the one with the gateway addresses; `made_bridge` is false when it was there
     before us and stays. `parent` and `mode` belong to macvlan and ipvlan. `snat` holds the source addresses for `nat="snat"`. With `dns`
-    the gateway of a bridge network answers for names, and asks `servers` (none: the host's) about those of the world outside.
+    the gateway of a bridge network answers for names, and asks `servers` (none: the host's) about those of the world outside; below
+    `domains` it answers for them as well as below `NETWORK.atoll`.
     `isolation`: networks that are `open` reach each other and `isolated` ones; `isolated` ones don't reach each other; a `strict` one
     reaches no other. `routes`, `default_route` and `metric` are those of its endpoints that say nothing else."""
 
@@ -126,6 +128,7 @@ class Network(Struct, frozen=True, omit_defaults=True):
     metric: int = 0
     dns: bool = True
     servers: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
     shards: int = 1
@@ -162,7 +165,8 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
 
     `path` is the file that leads to one which others made and end: when it leads nowhere or to another namespace, ours has ended. The
     inside of an `external` one is set up by somebody else (Docker): we make the host's side, and the other end of each link lies on the
-    host (`Endpoint.spare`) until they take it. At first nothing leads to it, so it has no inode. `former` is the name that it is losing."""
+    host (`Endpoint.spare`) until they take it. At first nothing leads to it, so it has no inode. `former` is the name that it is losing.
+    `resolver` is the address of somebody else's resolver inside, which is asked first about what we don't know."""
 
     name: str
     kind: NamespaceKind = "created"
@@ -176,6 +180,7 @@ class Namespace(Struct, frozen=True, omit_defaults=True):
     path: str = ""
     former: str = ""
     servers: tuple[str, ...] = ()
+    resolver: str = ""
     files: bool = False
     labels: dict[str, str] = {}
     created: float = 0.0
@@ -254,6 +259,22 @@ class PublishedPort(Struct, frozen=True, omit_defaults=True):
         return self.host_ip in ("", "0.0.0.0", "::")
 
 
+class Tuning(Struct, frozen=True, omit_defaults=True):
+    """What is asked of an endpoint's interface and its namespace beyond what Atoll sets; None, 0 and empty: nothing.
+
+    `settings` of the kernel are named by their path under /proc/sys and have the value that the kernel shows; `asked` has the words of
+    those for which that isn't what was written. `queue` is how many packets may wait to be sent.
+    """
+
+    settings: dict[str, str] = {}
+    asked: dict[str, str] = {}
+    promisc: bool | None = None
+    allmulti: bool | None = None
+    queue: int | None = None
+    mac: str = ""
+    mtu: int = 0
+
+
 class AddressPool(Struct, frozen=True, omit_defaults=True):
     """Addresses that are leased without a network: a subnet, the parts of it that leases come from (none: all of it) as prefixes or
     FIRST-LAST, and addresses that are never leased. With `until_reboot` leases end when the machine does; `boot` is when they began."""
@@ -282,7 +303,8 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     """One namespace's attachment to one network. `addresses` carry the prefix length; `number` is the n-th interface of the namespace;
     `shard` the kernel bridge of the network that it is a port of. `mtu` is 0 where it is the network's. Without `default_route` the
     namespace's default route never leads by it; `metric` is that of the one that does. `owner` is who asked for it, such as
-    `docker:ENDPOINT`, and empty for Atoll's own. In an external namespace `interface` is the spare end's name until we know a better."""
+    `docker:ENDPOINT`, and empty for Atoll's own. In an external namespace `interface` is the spare end's name until we know a better.
+    `untuned` is what was there before `tuning`."""
 
     id: str
     network: str
@@ -302,6 +324,8 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     ports: tuple[PublishedPort, ...] = ()
     ingress_rate: int = 0
     egress_rate: int = 0
+    tuning: Tuning = Tuning()
+    untuned: Tuning = Tuning()
     created: float = 0.0
     state: State = "pending"
 
@@ -395,6 +419,15 @@ def check_route(route: Route) -> Route:
             raise Invalid(f"{value} is no gateway to {destination}", f"expected an IPv{destination.version} address")
         gateway = str(value)
     return Route(destination=str(destination), gateway=gateway, metric=check_metric(route.metric), kind=route.kind)
+
+
+def check_domains(texts: Iterable[str]) -> tuple[str, ...]:
+    """Domains of which a network's names may be part, in lower case: not ours, which are there anyway, and no whole top level."""
+    found = [text.lower().removeprefix(".").removesuffix(".") for text in texts]
+    for domain in found:
+        if len(domain) > 200 or not _DOMAIN.match(domain) or domain.rpartition(".")[2] == "atoll":
+            raise Invalid(f"{domain[:80]!r} is not a further domain for names", "two or more labels, not below atoll, such as dns.podman")
+    return tuple(dict.fromkeys(found))
 
 
 def check_servers(texts: Iterable[str]) -> tuple[str, ...]:

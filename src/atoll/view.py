@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from atoll.kernel import rtnl
-from atoll.model import BRIDGE_PREFIX, CLIENTS, PREDEFINED
+from atoll.model import BRIDGE_PREFIX, PREDEFINED
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
@@ -83,7 +83,7 @@ def namespace_view(engine: Engine, namespace: Namespace) -> dict[str, Any]:
         "name": namespace.name,
         "kind": namespace.kind,
         "source": namespace.source,
-        "who": who(engine, namespace),
+        "who": engine.state.who(namespace),
         "path": str(engine.host.namespace_path(namespace.name)) if namespace.can_be_entered else "",
         "inode": namespace.inode,
         "pid": owner.pid if owner is not None else namespace.pid,
@@ -95,15 +95,6 @@ def namespace_view(engine: Engine, namespace: Namespace) -> dict[str, Any]:
         "state": namespace.state,
         "endpoints": [endpoint_view(engine, endpoint) for endpoint in engine.state.endpoints_of(namespace.name)],
     }
-
-
-def who(engine: Engine, namespace: Namespace) -> str:
-    """Who runs what is in a namespace: docker, podman or cni (a front door's word), `run` for a program of `atoll run`, else `ns`."""
-    run = engine.state.live_run(namespace.name)
-    if run is not None and run.owns:
-        return "run"
-    asked = [namespace.source, *(endpoint.owner for endpoint in engine.state.endpoints_of(namespace.name))]
-    return next((word for word in (text.partition(":")[0] for text in asked) if word in CLIENTS), "ns")
 
 
 def run_view(engine: Engine, run: Run) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A private host with the real dockerd and Atoll's daemon on it, and a machine outside."""
+"""A private host with the real dockerd on it and Atoll's daemon as its network driver, and a machine outside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tests.clients.neighbours_host import Host, need, private_host
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ATOLL = str(Path(sys.executable).with_name("atoll"))
 #: Of the host, and of the machine outside.
@@ -32,6 +32,8 @@ ip -n outside link set lo up
 _IMAGE = """
 mkdir -p /tmp/image/bin
 cp $(command -v busybox) /tmp/image/bin/busybox
+mkdir /tmp/image/www
+echo a page >/tmp/image/www/index.html
 cd /tmp/image/bin
 for applet in $(./busybox --list); do ln -s busybox $applet || true; done
 tar -C /tmp/image -c . | docker import -c 'ENV PATH=/bin' - busybox
@@ -81,6 +83,37 @@ class DockerHost:
         field = "IPAddress" if version == 4 else "GlobalIPv6Address"
         return self.docker("inspect", container, "--format", f'{{{{(index .NetworkSettings.Networks "{network}").{field}}}}}')
 
+    def start_atoll(self) -> None:
+        self.host.run("mkdir", "-p", "/run/atoll")
+        self.host.start("atoll", ATOLL, "daemon", "run")
+        self.host.wait_for("Atoll to answer", lambda: self.host.runner([ATOLL, "daemon", "status"])[0] == 0)
+
+    def kill(self, name: str) -> None:
+        """As if the machine's memory had run out: no goodbye."""
+        self.host.run("sh", "-c", f"kill -KILL $(cat /run/{name}.id)")
+        self.host._daemons.pop(name).wait(20)
+
+    def follows(self) -> None:
+        """Return when Atoll follows dockerd's events."""
+        self.host.wait_for("Atoll to follow Docker", lambda: bool(self.status()["following"]))
+
+    def status(self) -> Any:
+        return self.shown("docker", "status")
+
+    def namespaces(self) -> dict[str, Any]:
+        return {item["name"]: item for item in self.shown("ns", "ls")}
+
+    def networks(self) -> dict[str, Any]:
+        return {item["name"]: item for item in self.shown("network", "ls")}
+
+    def wait_for(self, what: str, condition: Callable[[], bool], seconds: float = 20) -> float:
+        return self.host.wait_for(what, condition, seconds)
+
+    def lookup(self, container: str, name: str) -> list[str]:
+        """What a container finds for a name, by what its resolv.conf says."""
+        code, out, _ = self.host.runner(["docker", "exec", container, "nslookup", name])
+        return addresses(out) if code == 0 else []
+
     def left(self) -> dict[str, list[str]]:
         """What there is of Docker's in Atoll and on the host: nothing when all its networks are gone."""
         facts = self.host.run(sys.executable, "-c", _FACTS).split()
@@ -102,14 +135,23 @@ for query in ("SELECT key FROM facts WHERE key LIKE 'docker.%'", "SELECT address
 """
 
 
+def addresses(nslookup: str) -> list[str]:
+    """The addresses in the answer of busybox's nslookup, whose first two lines are about the server."""
+    _, _, answer = nslookup.partition("\n\n")
+    return sorted({line.split()[-1] for line in answer.splitlines() if line.startswith("Address")})
+
+
 @contextlib.contextmanager
-def docker_host(back_end: str = "nft") -> Iterator[DockerHost]:
-    need("dockerd", "docker", "busybox", "curl", "ip", "nft", "unshare", "nsenter", f"iptables-{back_end}")
+def docker_host(*options: str, back_end: str = "nft") -> Iterator[DockerHost]:
+    """Atoll is there first, as it should be; dockerd (with `options`) has it as a driver named atoll."""
+    need("dockerd", "docker", "containerd", "busybox", "curl", "ip", "nft", "unshare", "nsenter", f"iptables-{back_end}")
     with private_host() as host:
         host.run("sh", "-ec", _OUTSIDE)
-        host.run(ATOLL, "network", "ls")
-        host.run("sh", "-ec", "mkdir -p /etc/docker/plugins; echo unix:///run/atoll/docker.sock >/etc/docker/plugins/atoll.spec")
-        host.start_dockerd(back_end)
+        made = DockerHost(host)
+        made.start_atoll()
+        made.atoll("docker", "install")
+        host.start_dockerd(back_end, *options)
         host.run("sh", "-ec", _IMAGE)
-        yield DockerHost(host)
-        host.run(ATOLL, "daemon", "stop")
+        made.follows()
+        yield made
+        made.atoll("daemon", "stop")

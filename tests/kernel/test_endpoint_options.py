@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from atoll.engine import Engine
+from atoll.engine.files import Files
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid, NotFound
 from atoll.model import Route
 from tests.kernel.kernel_state import Shell
@@ -17,7 +19,6 @@ from tests.support import Inside, Probe, Traffic, outside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from atoll.lab.machine import Machine
 
@@ -263,3 +264,56 @@ def test_an_endpoint_that_is_not_there_is_not_changed(engine: Engine) -> None:
     for verb, options in (("set_rates", {"ingress_rate": "1gbit"}), ("retune", {"mtu": 1400})):
         with left_as_it_was(engine), pytest.raises(NotFound, match="r1 is not connected to net"):
             getattr(engine, verb)("net", "r1", **options)
+
+
+# --- several endpoints on one network ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"internal": True}, {"options": {"guard": "false"}}], ids=["plain", "internal", "unguarded"])
+def test_several_endpoints_on_one_network_answer_each_by_its_own(
+    engine: Engine, client: Machine, traffic: Traffic, options: dict[str, Any]
+) -> None:
+    engine.create_network("net", subnets=["10.1.0.0/24", "fd01::/64"], **options)
+    for name in ("r1", "r2"):
+        engine.create_namespace(name)
+    published = not options.get("internal")
+    first = engine.connect("net", "r1", publish=["8080:80"] if published else [])
+    second = engine.connect("net", "r1", interface="lan", publish=["8081:80"] if published else [])
+    engine.connect("net", "r2")
+    with left_as_it_was(engine), pytest.raises(Conflict, match=r"r1 is connected to net; .*--ifname"):
+        engine.connect("net", "r1")
+    with left_as_it_was(engine), pytest.raises(Conflict, match="r1 has an interface lan"):
+        engine.connect("net", "r1", interface="lan")
+    r1, r2 = Inside(engine, "r1"), Inside(engine, "r2")
+    for place in (r1, r2, client):
+        traffic.serve(place, 80)
+    probes = [Probe(place, end.address(version), 80) for place in (r2, Inside(engine)) for end in (first, second) for version in (4, 6)]
+    probes += [Probe(r1, "10.1.0.4", 80, local=local) for local in ("", "10.1.0.2", "10.1.0.3")]
+    if published:
+        probes += [Probe(client, address, port) for address in ("192.0.2.1", "2001:db8::1") for port in (8080, 8081)]
+        probes += [Probe(r1, "192.0.2.9", 80, local=local) for local in ("", "10.1.0.2", "10.1.0.3")]
+    seen = traffic.ask(probes)
+    assert [probe for probe, answer in zip(probes, seen, strict=True) if answer is None] == []
+    assert said(engine) == []
+    for verb in ("disconnect", "set_rates"):
+        with left_as_it_was(engine), pytest.raises(Conflict, match="r1 is connected to net by several interfaces, eth0, lan"):
+            getattr(engine, verb)("net", "r1")
+    with left_as_it_was(engine), pytest.raises(NotFound, match="r1 is connected to net by eth0, lan, not by eth7"):
+        engine.disconnect("net", "r1", interface="eth7")
+    engine.retune("net", "r1", interface="lan", mtu=1400)
+    assert engine.disconnect("net", "r1", interface="eth0").id == first.id
+    left = [probe for probe in probes if probe.address not in first.addresses[0] + first.addresses[1] and "10.1.0.2" not in probe.local]
+    left = [probe for probe in left if probe.port != 8080]
+    assert None not in traffic.ask(left)
+    assert said(engine) == []
+
+
+def test_a_namespace_twice_on_one_network_asks_its_gateway_once(host: None, tmp_path: Path) -> None:
+    files = Files(tmp_path / "files")
+    with Engine.open(files=files) as engine:
+        engine.create_network("net", subnets=["10.1.0.0/24"])
+        engine.create_namespace("r1")
+        engine.connect("net", "r1")
+        engine.connect("net", "r1", interface="lan")
+        lines = Path(files.of("r1")["/etc/resolv.conf"]).read_text().splitlines()
+        assert lines[1:3] == ["nameserver 10.1.0.1", "search net.atoll"]

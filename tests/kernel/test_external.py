@@ -208,9 +208,10 @@ def test_it_goes_when_its_file_leads_elsewhere(engine: Engine, other: Other, tmp
     other.end()
     assert [gone.name for gone in engine.release_vanished()] == ["box"]
     os.close(inside)
-    assert len(links()) == 1
     assert not engine.host.has_namespace("box")
     engine.publish("r1", ["8080:80"])  # its port is free again
+    engine.settle()
+    assert len(links()) == 1
 
     engine.create_external("box", source="docker:box")
     with Other(tmp_path, "one") as one, Other(tmp_path, "two") as two:
@@ -281,8 +282,30 @@ def test_an_adopted_one_lives_as_long_as_its_path(engine: Engine, other: Other, 
     other.end()
     assert [gone.name for gone in engine.release_vanished()] == ["pod"]
     assert engine.state.owned_by("cni:") == []
+    engine.settle()
     assert len(links()) == 1
     assert not engine.host.has_namespace("pod")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_links_of_one_that_ends_may_go_later_and_are_never_in_the_way(engine: Engine, other: Other, traffic: Traffic, whole: bool) -> None:
+    traffic.serve(Inside(engine, "r1"), 7)
+    canary = Probe(Inside(engine, "r1"), "10.1.0.11", 7)
+    for _ in range(3):
+        engine.adopt_namespace("pod", path=other.path, follow=True)
+        engine.connect("web", "pod", addresses=["10.1.0.9", "fd01::9"], interface="eth0", publish=["8080:80"], egress_rate="50mbit")
+        assert traffic.unanswered([Probe(other, "10.1.0.11", 7)]) == []
+        if whole:
+            engine.remove_namespace("pod", ending=True)
+        else:
+            engine.disconnect("web", "pod", ending=True)
+            engine.remove_namespace("pod")
+        assert engine.differences() == []
+        assert "eth0" in other.links()
+        assert traffic.leaking([Probe(other, "10.1.0.11", 7)], [canary]) == []
+    engine.settle()
+    assert other.links() == {"lo"}
+    assert len(links()) == 1
 
 
 def test_one_that_is_not_followed_lives_by_our_name(engine: Engine, other: Other) -> None:

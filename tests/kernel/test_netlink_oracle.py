@@ -386,6 +386,9 @@ def link_of(message: Any) -> rtnl.Link:
         link=of(message, "IFLA_LINK", 0),
         alias=of(message, "IFLA_IFALIAS", ""),
         isolated=bool(slave and of(slave, "IFLA_BRPORT_ISOLATED", 0)),
+        promisc=bool(message["flags"] & 0x100),
+        allmulti=bool(message["flags"] & 0x200),
+        queue=of(message, "IFLA_TXQLEN", 0),
     )
 
 

@@ -209,6 +209,22 @@ def test_a_namespace_on_several_networks(twins: Twins) -> None:
     twins.do("remove_namespace", "r1")
 
 
+def test_several_endpoints_on_one_network(twins: Twins) -> None:
+    twins.do("create_network", "a", ipv6=True)
+    twins.do("create_network", "inner", internal=True)
+    twins.do("create_namespace", "r1")
+    for network in ("a", "inner"):
+        twins.do("connect", network, "r1")
+        twins.do("connect", network, "r1", interface=f"{network}2")
+        twins.do("connect", network, "r1", interface=f"{network}3", routes=[Route("10.9.0.0/16", kind="blackhole")])
+    twins.do("publish", "r1", ["80:80"], interface="a2")
+    twins.do("unpublish", "r1", ["80:80"])
+    twins.do("disconnect", "a", "r1", interface="eth0")
+    twins.do("disconnect", "inner", "r1", interface="inner3")
+    twins.do("disconnect", "a", "r1", interface="a3")
+    twins.do("remove_namespace", "r1")
+
+
 def test_further_routes(twins: Twins) -> None:
     further = [Route("10.9.0.0/16", "10.1.0.9"), Route("fd09::/32", "fe80::9", metric=7), Route("10.8.0.0/16", kind="blackhole")]
     twins.do("create_network", "a", subnets=["10.1.0.0/24", "fd01::/64"], routes=further, metric=50)

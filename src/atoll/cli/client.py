@@ -37,7 +37,7 @@ def post(path: str, body: dict[str, Any] | None = None, *, dry_run: bool = False
 
 
 def delete(path: str, *, dry_run: bool = False, interface: str = "") -> Any:
-    words = ["dry_run=1"] * dry_run + [f"interface={quote(interface)}"] * bool(interface)
+    words = ["dry_run=1"] * dry_run + ([f"interface={quote(interface)}"] if interface else [])
     return request("DELETE", "?".join([path, "&".join(words)] if words else [path]))
 
 

@@ -16,7 +16,13 @@ _SPEC = "[HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]"
 @click.argument("namespace", metavar="NS", shell_complete=output.complete_namespaces)
 @click.option("--ip", "addresses", multiple=True, metavar="IP", help="A static address; may be repeated. Chosen when none is given.")
 @click.option("--mac", default="", metavar="MAC", help="The MAC address; random when none is given.")
-@click.option("--ifname", "interface", default="", metavar="NAME", help="The interface's name; eth0, eth1, ... when none is given.")
+@click.option(
+    "--ifname",
+    "interface",
+    default="",
+    metavar="NAME",
+    help="The interface's name; eth0, eth1, ... when none is given. With another name a namespace may be on a network once more.",
+)
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="One more name for the endpoint on this network.")
 @click.option(
     "--gw-priority",

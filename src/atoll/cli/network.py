@@ -24,6 +24,13 @@ def network() -> None:
 @click.option("--ipv4/--no-ipv4", default=True, help="Whether the network has IPv4.")
 @click.option("--ipv6/--no-ipv6", default=False, help="Whether it has IPv6; a subnet is chosen when none is given.")
 @click.option("--internal", is_flag=True, help="Nothing in or out beyond the network; the host reaches it by the gateway address.")
+@click.option(
+    "--isolation",
+    default="strict",
+    show_default=True,
+    metavar="KIND",
+    help="strict: reaches no other network. open: other open and isolated ones. isolated: open ones.",
+)
 @click.option("--icc/--no-icc", default=True, help="Whether endpoints of the network may talk to each other.")
 @click.option("--mtu", type=int, default=0, metavar="BYTES", help="Default: that of the host's way out.")
 @click.option(
@@ -87,6 +94,8 @@ def list_networks(form: str, quiet: bool) -> None:
 def _row(item: dict[str, Any]) -> tuple[str, ...]:
     subnets = item["subnets"]
     flags = [word for word, on in (("internal", item.get("internal")), ("no-icc", not item.get("icc", True))) if on]
+    if item.get("isolation", "strict") != "strict":
+        flags.append(item["isolation"])
     if item["driver"] == "bridge" and item["nat"] != "masquerade":
         flags.append(item["nat"])
     return (

@@ -46,7 +46,7 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
     ends = item["endpoints"]
     return (
         item["name"],
-        item["source"] or "created",
+        output.source(item["source"]) or "created",
         output.short([end["network"] for end in ends]),
         output.short([address.partition("/")[0] for end in ends for address in end["addresses"]]),
         output.short([port for end in ends for port in end["ports"]]),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+#: An id as containers have it, and perhaps the interface.
+_CONTAINER: Final = re.compile(r"[0-9a-f]{64}(/.*)?\Z")
 #: How a route is written on the command line.
 ROUTE = "[blackhole|unreachable|prohibit] PREFIX [via IP] [metric N]"
 
@@ -70,6 +73,12 @@ def short(words: Sequence[str], most: int = 4) -> str:
     """A list in one cell: all of a few, of many the first and how many more."""
     shown = ", ".join(words[:most]) or "-"
     return shown if len(words) <= most else f"{shown} and {len(words) - most} more"
+
+
+def source(text: str) -> str:
+    """Where a namespace came from; of a container's id as much as Docker and Podman show."""
+    kind, colon, name = text.partition(":")
+    return f"{kind}:{name[:12]}" if colon and _CONTAINER.match(name) else text
 
 
 def age(created: float) -> str:

@@ -94,10 +94,12 @@ class Server:
         door = await self.on_engine(lambda: docker.Door(self._engine))
         plugin = web.AppRunner(docker.application(door, self.on_engine), access_log=None, shutdown_timeout=1)
         await plugin.setup()
+        self._docker = docker.Watch(door, self.on_engine, str(self._state))
         try:
             await web.SockSite(runner, self._listen()).start()
             await web.SockSite(plugin, listen(self._run / "docker.sock")).start()
             doors.start()
+            await self._docker.start()
             self._watch(loop)
             self._watch_names()
             ready()
@@ -107,6 +109,7 @@ class Server:
                 with contextlib.suppress(OSError):
                     (self._run / name).unlink()
             await doors.close()
+            await self._docker.stop()
             for task in self._tasks:
                 task.cancel()
             self._forget_names()
@@ -136,6 +139,7 @@ class Server:
         for (method, path), call in ROUTES.items():
             app.router.add_route(method, path, self._handler(call))
         app.router.add_get("/v1/status", self._status)
+        app.router.add_get("/v1/docker", self._docker_status)
         app.router.add_get("/v1/events", self._follow)
         app.router.add_post("/v1/stop", self._stop)
         return app
@@ -207,10 +211,17 @@ class Server:
                 "namespaces": len(engine.state.namespaces),
                 "endpoints": len(engine.state.endpoints),
                 "dns": {"process": engine.names.pid, **engine.names.stats()},
-                "problems": [*self._neighbourhood.problems(), *({"what": what, "help": _DNS_HELP} for what in engine.names.faults())],
+                "problems": [
+                    *self._neighbourhood.problems(),
+                    *self._docker.problems(),
+                    *({"what": what, "help": _DNS_HELP} for what in engine.names.faults()),
+                ],
             }
 
         return _json(await self.on_engine(look))
+
+    async def _docker_status(self, _: web.Request) -> web.Response:
+        return _json(await self._docker.status())
 
     async def _follow(self, request: web.Request) -> web.StreamResponse:
         """Events as server-sent events; without `follow` those that are still remembered, as JSON."""
@@ -242,7 +253,7 @@ class Server:
             self._ask_refresh(0)
         if kind in ("network.create", "dns.restart"):
             self._watch_names()
-        if kind in ("namespace.remove", "endpoint.disconnect", "run.end"):
+        if kind in ("namespace.remove", "namespace.vanish", "endpoint.disconnect", "run.end"):
             # Not while more of them come: settling costs as much for one as for many. The watcher's tick is the latest.
             if self._settle_due is not None:
                 self._settle_due.cancel()

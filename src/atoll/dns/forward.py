@@ -8,6 +8,7 @@ first good answer wins. The same question asked meanwhile waits for the same ans
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import socket
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from atoll.dns import wire
 from atoll.dns.cache import Cache
 from atoll.dns.loop import READ, WRITE
+from atoll.dns.zone import Inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from atoll.dns.loop import Loop
+    from atoll.kernel.netns import Visitor
 
 PORT: Final = 53
 #: Servers asked at most; seconds until the next one is, until all are asked again, and until we give up.
@@ -36,7 +39,14 @@ WAITING: Final = 8192
 OF_CLIENT: Final = 256
 RATE: Final = 2000
 
-Target = tuple[str, int] | tuple[str, int, int, int]
+Address = tuple[str, int] | tuple[str, int, int, int]
+
+
+class Target(NamedTuple):
+    """Where to send; with `path` from within the namespace of that file."""
+
+    address: Address
+    path: str = ""
 
 
 class Waiter(NamedTuple):
@@ -87,15 +97,18 @@ class HostServers:
         return self._servers
 
 
-def target(server: str) -> Target | None:
+def target(server: str | Inside) -> Target | None:
     """Where to send for a server as resolv.conf has it (`fe80::1%eth0` included), or None for what is no address."""
+    if isinstance(server, Inside):
+        found = target(server.server)
+        return found and found._replace(path=server.path)
     text, _, scope = server.partition("%")
     try:
         if ":" not in text:
             socket.inet_pton(socket.AF_INET, text)
-            return text, PORT
+            return Target((text, PORT))
         socket.inet_pton(socket.AF_INET6, text)
-        return text, PORT, 0, int(scope) if scope.isdecimal() else socket.if_nametoindex(scope) if scope else 0
+        return Target((text, PORT, 0, int(scope) if scope.isdecimal() else socket.if_nametoindex(scope) if scope else 0))
     except (OSError, ValueError):  # also for a NUL, or more digits than int() takes
         return None
 
@@ -110,7 +123,7 @@ class Forwarder:
         self.sent = self.shed = self.waiting = 0
         self._budgets: dict[str, _Budget] = {}
 
-    def ask(self, waiter: Waiter, data: bytes, servers: tuple[str, ...], transport: str) -> None:
+    def ask(self, waiter: Waiter, data: bytes, servers: tuple[str | Inside, ...], transport: str) -> None:
         """Tell the waiter the answer to the message `data`, at once or later; after `PATIENCE` at the latest that there is none."""
         query = waiter.query
         edns = query.edns
@@ -133,11 +146,14 @@ class Forwarder:
         budget.waiting += 1
         self.waiting += 1
         if flight is None:
-            flight = self.flights[together] = _Flight(self, together, key if plain else None, data, query, targets, transport)
+            # What a resolver inside says of its own names may be over before the time that it names.
+            lasting = plain and not targets[0].path
+            flight = self.flights[together] = _Flight(self, together, key if lasting else None, data, query, targets, transport)
             flight.waiters.append(waiter)
             flight.next()
         else:
             flight.waiters.append(waiter)
+            flight.joined()
 
     def tell(self, waiter: Waiter, data: bytes) -> None:
         waiter.tell(wire.cut(wire.respell(data, waiter.query), waiter.query, waiter.room))
@@ -194,11 +210,18 @@ class _Flight:
             self._owner.sent += 1
             self._attempts.add(_Attempt(self, self._owner.loop, where, self._data, self._transport))
             last = self._asked == rounds * count
-            pause = PATIENCE if last else HEAD_START if self._asked % count else AGAIN
+            # One inside knows best, unless it asks us: see `joined`.
+            pause = PATIENCE if last else HEAD_START if self._asked % count and not where.path else AGAIN
         else:
             pause = PATIENCE
         left = self._begun + PATIENCE - time.monotonic()
         self._owner.loop.after(min(pause, left), lambda: self._time(turn))
+
+    def joined(self) -> None:
+        """Another waits for the answer: perhaps the resolver inside itself, whose servers we may be. Then it is others' turn."""
+        if self._asked == 1 and self._targets[0].path:
+            turn = self._turn
+            self._owner.loop.after(HEAD_START, lambda: self._time(turn))
 
     def _time(self, turn: int) -> None:
         if self._done or turn != self._turn:
@@ -251,6 +274,29 @@ class _Flight:
         attempt.close()
 
 
+def _socket(where: Target, kind: int) -> socket.socket:
+    """A socket for a target; it stays in the namespace that it was made in. Raises OSError."""
+
+    def make() -> socket.socket:
+        return socket.socket(socket.AF_INET6 if len(where.address) == 4 else socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+
+    if not where.path:
+        return make()
+    fd = os.open(where.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        return _visitor().run(fd, make)
+    finally:
+        os.close(fd)
+
+
+@functools.cache
+def _visitor() -> Visitor:
+    """Only where a namespace has a resolver of its own: it is a thread."""
+    from atoll.kernel.netns import Visitor
+
+    return Visitor()
+
+
 class _Attempt:
     """One server asked once, from a socket for that alone."""
 
@@ -258,15 +304,14 @@ class _Attempt:
         self._flight, self._loop = flight, loop
         self._id = secrets.token_bytes(2)
         message = self._id + data[2:]
-        family = socket.AF_INET6 if len(where) == 4 else socket.AF_INET
         self._stream = transport == "tcp"
         self._out = len(message).to_bytes(2, "big") + message if self._stream else message
         self._in = b""
         self._socket: socket.socket | None = None
         try:
-            self._socket = made = socket.socket(family, (socket.SOCK_STREAM if self._stream else socket.SOCK_DGRAM) | socket.SOCK_NONBLOCK)
+            self._socket = made = _socket(where, socket.SOCK_STREAM if self._stream else socket.SOCK_DGRAM)
             with contextlib.suppress(BlockingIOError):
-                made.connect(where)
+                made.connect(where.address)
             if not self._stream:
                 made.send(message)
             loop.watch(made.fileno(), WRITE if self._stream else READ, self._ready)

@@ -157,12 +157,15 @@ class Server:
             if transport == "udp" and not query.name.startswith("_") and not (query.edns and query.edns.options):
                 self.zone.keep(client.view, query, data[2:], answer_of_ours if len(found.answers) > 1 else first)
             return True
-        if not self.zone.forwards(client.view):
+        resolver = self.zone.resolver(client)
+        servers: tuple[str, ...] = ()
+        if self.zone.forwards(client.view):
+            servers = self.zone.upstream(client, network) or self.host_servers.get()
+        elif resolver is None:
             return self._say(query, wire.REFUSED if client.view.networks is None else wire.NXDOMAIN, room, tell)
-        servers = self.zone.upstream(client, network) or self.host_servers.get()
-        # Never ourselves: what we don't know, we would ask us for ever.
+        # Never ourselves: what we don't know, we would ask us for ever. A resolver that asks us in turn waits for the same answer.
         servers = tuple(server for server in servers if not self.zone.listens(server))
-        self.forwarder.ask(Waiter(query, client.namespace, room, tell), data, servers, transport)
+        self.forwarder.ask(Waiter(query, client.namespace, room, tell), data, (resolver, *servers) if resolver else servers, transport)
         return True
 
     def _say(self, query: wire.Query, rcode: int, room: int, tell: Callable[[bytes], None]) -> bool:

@@ -25,7 +25,8 @@ KEPT: Final = 16384
 
 
 class NetworkNames(Struct, frozen=True):
-    """A network as DNS sees it. `listen` are its gateway addresses, `servers` who is asked what we don't know."""
+    """A network as DNS sees it. `listen` are its gateway addresses, `servers` who is asked what we don't know; below `domains` its names
+    are to be found as well."""
 
     id: str
     name: str
@@ -33,6 +34,7 @@ class NetworkNames(Struct, frozen=True):
     subnets: tuple[str, ...]
     internal: bool
     servers: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
 
 
 class EndpointNames(Struct, frozen=True):
@@ -47,10 +49,13 @@ class EndpointNames(Struct, frozen=True):
 
 
 class NamespaceServers(Struct, frozen=True):
-    """The servers of a namespace's own; none: those of the network."""
+    """The servers of a namespace's own; none: those of the network. `resolver` is the address of one inside the namespace of the file
+    `path`, which is asked first about what we don't know: somebody else's (Docker's), who knows what we don't."""
 
     namespace: str
-    servers: tuple[str, ...]
+    servers: tuple[str, ...] = ()
+    resolver: str = ""
+    path: str = ""
 
 
 class Update(Struct, frozen=True):
@@ -78,6 +83,13 @@ class Found(NamedTuple):
     rcode: int = wire.NOERROR
     answers: tuple[bytes, ...] = ()
     extra: tuple[bytes, ...] = ()
+
+
+class Inside(NamedTuple):
+    """A server that is reached from within the namespace of a file."""
+
+    path: str
+    server: str
 
 
 class Client(NamedTuple):
@@ -130,6 +142,7 @@ class Known:
     def rename(self, names: NetworkNames) -> None:
         self.names = names
         self.domain = names.name.lower()
+        self.suffixes = tuple(f".{domain}" for domain in names.domains)
         self.subnets = tuple(map(ipaddress.ip_network, names.subnets))
 
     def put(self, endpoint: EndpointNames) -> None:
@@ -163,6 +176,7 @@ class Known:
         for name in endpoint.names:
             lower = name.lower()
             yield from (lower, f"{lower}.{self.domain}", f"{lower}.{self.domain}{_SUFFIX}")
+            yield from (lower + suffix for suffix in self.suffixes)
         for address in endpoint.addresses:
             yield wire.reverse_of(address)
 
@@ -175,7 +189,7 @@ class Zone:
 
     def _forget_all(self) -> None:
         self.networks: dict[str, Known] = {}
-        self.servers: dict[str, tuple[str, ...]] = {}
+        self.servers: dict[str, NamespaceServers] = {}
         self.host = Client("", View(None))
         self._network_of: dict[str, str] = {}  # endpoint to network
         self._endpoints_of: dict[str, set[str]] = {}  # namespace to endpoints
@@ -213,8 +227,8 @@ class Zone:
         for namespace in touched:
             self._look_again(namespace)
         for its in update.namespaces:
-            if its.servers:
-                self.servers[its.namespace] = its.servers
+            if its.servers or its.resolver:
+                self.servers[its.namespace] = its
             else:
                 self.servers.pop(its.namespace, None)
 
@@ -313,7 +327,13 @@ class Zone:
 
     def upstream(self, client: Client, network: str) -> tuple[str, ...]:
         """The servers for a client that asked on this network; none: those of the host."""
-        return self.servers.get(client.namespace) or self.networks[network].names.servers
+        own = self.servers.get(client.namespace)
+        return (own.servers if own else ()) or self.networks[network].names.servers
+
+    def resolver(self, client: Client) -> Inside | None:
+        """The resolver inside the client's namespace that is asked before any server."""
+        own = self.servers.get(client.namespace)
+        return Inside(own.path, own.resolver) if own and own.resolver else None
 
     def find(self, view: View, query: wire.Query) -> Found | None:
         """What is known about a question to us, or None where others are to be asked."""
@@ -331,6 +351,9 @@ class Zone:
             inside = name.removesuffix(_SUFFIX)
             exists = any(network.domain == inside for network in self._seen_by(view))
             return Found() if exists else Found(wire.NXDOMAIN)
+        further = {suffix for network in self._seen_by(view) for suffix in network.suffixes if f".{name}".endswith(suffix)}
+        if further:
+            return Found() if f".{name}" in further else Found(wire.NXDOMAIN)
         return None
 
     def _seen_by(self, view: View) -> Iterator[Known]:
@@ -346,16 +369,23 @@ class Zone:
         full = name.endswith(_SUFFIX)
         inside = name.removesuffix(_SUFFIX)
         short = not full and view.networks is not None
-        networks = self._by_domain(inside) if view.networks is None else self._seen_by(view)
+        networks = self._by_domain(name, inside) if view.networks is None else self._seen_by(view)
         for network in networks:
             found = list(network.named(name)) if short else []
             if (full or short) and network.domain and inside.endswith(f".{network.domain}"):
                 found += network.named(inside[: -len(network.domain) - 1])
+            for suffix in network.suffixes:
+                if name.endswith(suffix):
+                    found += network.named(name.removesuffix(suffix))
             for endpoint in found:
                 yield network, endpoint
 
-    def _by_domain(self, inside: str) -> Iterator[Known]:
-        return (network for network in self.networks.values() if inside.endswith(f".{network.domain}"))
+    def _by_domain(self, name: str, inside: str) -> Iterator[Known]:
+        return (
+            network
+            for network in self.networks.values()
+            if inside.endswith(f".{network.domain}") or (network.suffixes and name.endswith(network.suffixes))
+        )
 
     def _of_name(self, query: wire.Query, endpoints: list[tuple[Known, EndpointNames]]) -> Found:
         match query.kind:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING
 
+from atoll.drivers.tuning import tuned
 from atoll.kernel import rtnl
 from atoll.model import TRUNK_PREFIX
 from atoll.plan.operations import (
@@ -174,7 +175,7 @@ def inside_up(endpoint: Endpoint, namespace: Namespace) -> list[Operation]:
         operations.append(SysctlSet(inside, f"net/ipv6/conf/{far}/disable_ipv6", "1", optional=True))
     operations.append(LinkSet(inside, far, up=True))
     operations += [AddressAdd(inside, far, text) for text in endpoint.addresses]
-    return operations
+    return tuned(operations, endpoint, inside)
 
 
 def endpoint_down(network: Network, endpoint: Endpoint, namespace: Namespace) -> list[Operation]:

@@ -4,7 +4,8 @@ For each address family one endpoint is the gateway: of those that may have the 
 equals the one that was connected first.
 What is sent from an endpoint's address must still leave by that endpoint (another network would drop the address, and a client of its
 published ports waits for the answer from there), so where there are several each gets a rule and a routing table of its own. The gateway
-too: without one it would answer clients that are on another network of the namespace directly, over there.
+too: without one it would answer clients that are on another network of the namespace directly, over there. And so does each of several
+endpoints on one network.
 Where no endpoint may have the default route nothing has: IPv6 looks with the address that it would send from as well, so by a table of
 the endpoint's own all would leave after all.
 """
@@ -30,20 +31,23 @@ _FIRST_TABLE: Final = 1000
 def routes(attached: Collection[tuple[Network, Endpoint]], *, foreign_default: Collection[int] = ()) -> list[Operation]:
     """The wanted routes and rules of a namespace. `foreign_default`: families in which it has a default route that isn't ours."""
     wanted: list[Operation] = []
+    networks = [network.id for network, _ in attached]
     for version in (4, 6):
-        ways = sorted(
-            (pair for pair in attached if pair[1].address(version) and has_way_out(pair[0], version)),
+        here = sorted(
+            (pair for pair in attached if pair[1].address(version)),
             key=lambda pair: (-pair[1].gateway_priority, pair[1].created, pair[1].number),
         )
+        ways = [pair for pair in here if has_way_out(pair[0], version)]
         leader = next((pair for pair in ways if pair[1].default_route), None) if version not in foreign_default else None
-        ends = [(endpoint, route) for _, endpoint in attached for route in endpoint.routes if _ends(route, version)]
         if leader is None and version not in foreign_default:
             ways = []
-        for pair in ways:
+        ends = [(endpoint, route) for _, endpoint in attached for route in endpoint.routes if _ends(route, version)]
+        for pair in here:
             if pair is leader:
                 wanted.append(_default(*pair, version, metric=pair[1].metric))
-            if len(ways) > 1 or pair is not leader:
-                wanted += _own_table(*pair, version)
+            leads_out = pair in ways
+            if (leads_out and (len(ways) > 1 or pair is not leader)) or networks.count(pair[0].id) > 1:
+                wanted += _own_table(*pair, version, leads_out=leads_out)
                 wanted += [_further(endpoint, route, _table(pair[1])) for endpoint, route in ends]
         wanted += [_further(endpoint, route) for endpoint, route in ends]
     for _, endpoint in attached:
@@ -59,14 +63,15 @@ def _default(network: Network, endpoint: Endpoint, version: int, table: int = rt
     return RouteAdd(endpoint.namespace, version, "default", network.gateway(version), endpoint.interface, table=table, metric=metric)
 
 
-def _own_table(network: Network, endpoint: Endpoint, version: int) -> Iterable[Operation]:
+def _own_table(network: Network, endpoint: Endpoint, version: int, *, leads_out: bool) -> Iterable[Operation]:
     table = _table(endpoint)
     for text in endpoint.addresses:
         value = interface(text)
         if value.version == version:
             yield RouteAdd(endpoint.namespace, version, str(value.network), "", endpoint.interface, table=table)
             yield RuleAdd(endpoint.namespace, str(value.ip), table, table)
-    yield _default(network, endpoint, version, table)
+    if leads_out:
+        yield _default(network, endpoint, version, table)
     yield from (_further(endpoint, route, table) for route in _in_order(endpoint.routes) if route.version == version)
 
 

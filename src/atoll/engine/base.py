@@ -14,6 +14,7 @@ from msgspec import structs
 
 from atoll import faults
 from atoll.drivers import of, routing
+from atoll.drivers.tuning import put_back
 from atoll.engine import host_side, names
 from atoll.engine.name_service import NameService
 from atoll.engine.state import State
@@ -260,6 +261,7 @@ class Base:
         gone, added = routing.changes(before, self.wanted_routes(namespace, others))
         if not others:
             gone = list(routing.without_links(gone))
+        gone += put_back(endpoint, namespace.name, [other for _, other in others])
         return Plan.of(gone, of(network).endpoint_down(network, endpoint, namespace), added)
 
     def forget_connections(self, endpoint: Endpoint) -> set[ConntrackDelete]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from atoll.engine.changing import ChangingVerbs
+from atoll.engine.checking import CheckVerbs
 from atoll.engine.holds import HoldVerbs
+from atoll.engine.isolating import IsolationVerbs
 from atoll.engine.reconcile import Reconcile
+from atoll.engine.resolvers import ResolverVerbs
 from atoll.engine.runs import RunVerbs
+from atoll.engine.tuning import TuningVerbs
 
 
-class Engine(RunVerbs, ChangingVerbs, HoldVerbs, Reconcile):
+class Engine(ResolverVerbs, RunVerbs, HoldVerbs, TuningVerbs, CheckVerbs, IsolationVerbs, Reconcile):
     """Networks, namespaces and endpoints of one host.
 
         with Engine.open() as engine:

@@ -50,6 +50,7 @@ class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     aliases: tuple[str, ...] = ()
     gateway_priority: int = 0
     publish: tuple[str, ...] = ()
+    ports_held: bool = False
     ingress_rate: str = ""
     egress_rate: str = ""
     routes: tuple[Route, ...] = ()
@@ -110,8 +111,11 @@ class EndpointVerbs(PortVerbs):
             finally:
                 self.state.retract_addresses(endpoint)
 
-    def disconnect(self, network: str, namespace: str, *, interface: str = "") -> Endpoint:
-        """Detach a namespace from a network and give back its addresses and ports. `interface` says which of several endpoints."""
+    def disconnect(self, network: str, namespace: str, *, interface: str = "", ending: bool = False) -> Endpoint:
+        """Detach a namespace from a network and give back its addresses and ports. `interface` says which of several endpoints.
+
+        `ending`: the namespace ends as well, so its last link may go a moment later (see `remove_namespace`).
+        """
         faults.begin("disconnect")
         where = self.state.network(network)
         endpoint = structs.replace(self.state.endpoint(where, namespace, interface), state="removing")
@@ -119,7 +123,8 @@ class EndpointVerbs(PortVerbs):
             self.store.put(endpoint)
         self.state.put_endpoint(endpoint)
         faults.step()
-        errors = self.tear_down(where, endpoint)
+        last = len(self.state.endpoints_of(namespace)) == 1 or self.state.namespace(namespace).is_external
+        errors = self.tear_down(where, endpoint, with_namespace=ending and last)
         self.names.push()
         self.write_files(self.state.namespace(namespace))
         self.names.wait()
@@ -144,7 +149,7 @@ class EndpointVerbs(PortVerbs):
         """Everything checked and chosen. The addresses are held for the endpoint, chosen ports of the host by `held`; nothing else is
         changed."""
         where, who = self.state.network(network), self.state.namespace(namespace)
-        self._check_allowed(where, who)
+        self._check_allowed(where, who, options.interface)
         ports = parse_specs(options.publish)
         rates = self.rates(where, options.ingress_rate, options.egress_rate)
         _check_32_bits(options.gateway_priority, "gateway priority")
@@ -170,7 +175,8 @@ class EndpointVerbs(PortVerbs):
         )
         if ports:
             families = [version for version in (4, 6) if where.has(version)]
-            endpoint = structs.replace(endpoint, ports=self.choose_ports(where, endpoint, ports, families=families, held=held))
+            ports = self.choose_ports(where, endpoint, ports, families=families, held=held, ports_held=options.ports_held)
+            endpoint = structs.replace(endpoint, ports=ports)
         if who.is_external:
             endpoint = structs.replace(endpoint, interface=endpoint.spare)
         endpoint = structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses, options.holder))
@@ -181,7 +187,7 @@ class EndpointVerbs(PortVerbs):
             raise
         return where, who, endpoint
 
-    def _check_allowed(self, network: Network, namespace: Namespace) -> None:
+    def _check_allowed(self, network: Network, namespace: Namespace, interface: str) -> None:
         for object_, what in ((network, "network"), (namespace, "namespace")):
             if object_.state != "ready":
                 raise Conflict(f"{what} {object_.name} is {object_.state}", "try again in a moment")
@@ -191,8 +197,9 @@ class EndpointVerbs(PortVerbs):
                 "a process is on the host network when it isn't in a namespace at all",
             )
         mine = self.state.endpoints_of(namespace.name)
-        if any(endpoint.network == network.id for endpoint in mine):
-            raise Conflict(f"{namespace.name} is connected to {network.name}", f"atoll disconnect {network.name} {namespace.name}")
+        if not interface and any(endpoint.network == network.id for endpoint in mine):
+            again = f"atoll disconnect {network.name} {namespace.name}, or name another interface: --ifname NAME"
+            raise Conflict(f"{namespace.name} is connected to {network.name}", again)
         if mine and (network.driver == "none" or mine[0].network in PREDEFINED):
             raise Conflict(f"{namespace.name} can't be on network none and another", "none means no network at all")
 
@@ -209,7 +216,11 @@ class EndpointVerbs(PortVerbs):
             return "lo"
         if namespace.is_external and wanted:
             raise Invalid(f"{namespace.name} is set up by someone else, who also names its interfaces", "leave out the interface's name")
-        taken = {endpoint.interface for endpoint in self.state.endpoints_of(namespace.name)} | self.foreign(namespace)[0]
+        mine = {endpoint.interface for endpoint in self.state.endpoints_of(namespace.name)}
+        taken = mine | self.foreign(namespace)[0]
+        if self._doomed and (wanted or f"eth{number}") in taken - mine:
+            self.settle()  # it may be what has just been disconnected there
+            taken = mine | self.foreign(namespace)[0]
         if wanted:
             if check_interface(wanted) in taken or wanted == "lo":
                 raise Conflict(f"{namespace.name} has an interface {wanted}", "choose another name")

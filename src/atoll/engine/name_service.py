@@ -49,7 +49,7 @@ class NameService:
     def _clear(self) -> None:
         self._networks: dict[str, NetworkNames | None] = {}
         self._endpoints: dict[str, EndpointNames | None] = {}
-        self._servers: dict[str, tuple[str, ...]] = {}
+        self._servers: dict[str, NamespaceServers] = {}
 
     # --- what has changed ---
 
@@ -70,12 +70,12 @@ class NameService:
             self._endpoints[endpoint.id] = None
 
     def put_namespace(self, namespace: Namespace) -> None:
-        if namespace.servers:
-            self._servers[namespace.name] = namespace.servers
+        if namespace.servers or namespace.resolver:
+            self._servers[namespace.name] = names.namespace_servers(namespace)
 
     def drop_namespace(self, namespace: Namespace) -> None:
-        if namespace.servers:
-            self._servers[namespace.name] = ()
+        if namespace.servers or namespace.resolver:
+            self._servers[namespace.name] = NamespaceServers(namespace.name)
 
     # --- telling it ---
 
@@ -97,7 +97,7 @@ class NameService:
             gone_networks=tuple(key for key, item in self._networks.items() if not item),
             endpoints=tuple(item for item in self._endpoints.values() if item),
             gone_endpoints=tuple(key for key, item in self._endpoints.items() if not item),
-            namespaces=tuple(NamespaceServers(name, servers) for name, servers in self._servers.items()),
+            namespaces=tuple(self._servers.values()),
         )
         self._clear()
         self._send(update)

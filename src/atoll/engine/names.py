@@ -32,6 +32,7 @@ def network_names(network: Network) -> NetworkNames:
         subnets=tuple(subnet.subnet for subnet in network.subnets),
         internal=network.internal,
         servers=network.servers,
+        domains=network.domains,
     )
 
 
@@ -44,6 +45,10 @@ def endpoint_names(endpoint: Endpoint) -> EndpointNames:
         addresses=tuple(text.partition("/")[0] for text in endpoint.addresses),
         services=services(endpoint.ports),
     )
+
+
+def namespace_servers(namespace: Namespace) -> NamespaceServers:
+    return NamespaceServers(namespace.name, namespace.servers, namespace.resolver if namespace.path else "", namespace.path)
 
 
 def services(ports: Iterable[PublishedPort]) -> tuple[tuple[int, str], ...]:
@@ -61,7 +66,7 @@ def whole(state: State, serial: int) -> Update:
         reset=True,
         networks=tuple(map(network_names, networks)),
         endpoints=tuple(map(endpoint_names, ends)),
-        namespaces=tuple(NamespaceServers(n.name, n.servers) for n in state.namespaces.values() if n.servers),
+        namespaces=tuple(map(namespace_servers, (n for n in state.namespaces.values() if n.servers or n.resolver))),
     )
 
 
@@ -81,7 +86,7 @@ def resolv_conf(namespace: Namespace, attached: Iterable[tuple[Network, Endpoint
     question (of each family) for NAME, NAME.NETWORK and a name outside alike. With the default of 1, NAME would be looked for in one
     network after the other. The search list is for resolvers that never send a short name as it is (systemd-resolved).
     """
-    able = [network for network, _ in by_gateway(attached) if network.resolvers()]
+    able = list({network.id: network for network, _ in by_gateway(attached) if network.resolvers()}.values())
     servers: Sequence[str] = [address for network in able for address in network.resolvers()] or namespace.servers
     head = f"# Written by Atoll for the namespace {namespace.name}, and again when its networks change.\n"
     if not servers:

@@ -111,8 +111,11 @@ class NamespaceVerbs(Base):
             pid = containers.pid(kind, container)
         return Plan((NamespaceAttach(name, f"/proc/{pid}/ns/net" if pid else path),))
 
-    def remove_namespace(self, name: str) -> Namespace:
-        """Disconnect a namespace from everything and let it go; one that we made ends with its last process."""
+    def remove_namespace(self, name: str, *, ending: bool = False) -> Namespace:
+        """Disconnect a namespace from everything and let it go; one that we made ends with its last process.
+
+        `ending`: so does this one. Its links then go together with others' a moment later (`settle`), and nothing passes until then.
+        """
         faults.begin("remove_namespace")
         namespace = structs.replace(self.state.namespace(name), state="removing")
         self._check_not_running(name)
@@ -120,7 +123,7 @@ class NamespaceVerbs(Base):
             self.store.put(namespace)
         self.state.put_namespace(namespace)
         faults.step()
-        errors = self._let_go(namespace)
+        errors = self._let_go(namespace, ending=ending)
         self.names.tell()
         self.emit("namespace.remove", namespace=name)
         if errors:
@@ -157,7 +160,7 @@ class NamespaceVerbs(Base):
             self._name_again(namespace)
         gone = [namespace for namespace in self.namespaces() if namespace.state == "ready" and not self._is_there(namespace)]
         for namespace in gone:
-            self._let_go(namespace)
+            self._let_go(namespace, ending=True)
             self.emit("namespace.vanish", namespace=namespace.name, source=namespace.source)
         self.names.tell()
         return gone
@@ -253,11 +256,11 @@ class NamespaceVerbs(Base):
             self._let_go(other)
         return found
 
-    def _let_go(self, namespace: Namespace) -> list[AtollError]:
+    def _let_go(self, namespace: Namespace, *, ending: bool = False) -> list[AtollError]:
         """Take away all that a namespace's record speaks of, and the record."""
         errors: list[AtollError] = []
         for endpoint in self.state.endpoints_of(namespace.name):
-            ends = namespace.kind == "created"
+            ends = ending or namespace.kind == "created"
             errors += self.tear_down(self.state.network(endpoint.network), endpoint, with_namespace=ends)
         if namespace.named and not self._is_anothers(namespace):
             errors += dismantle(self.host, Plan((NamespaceDelete(namespace.name),)))

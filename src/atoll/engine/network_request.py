@@ -14,10 +14,12 @@ from atoll.kernel import rtnl
 from atoll.model import (
     BRIDGE_PREFIX,
     DRIVERS,
+    ISOLATIONS,
     PREDEFINED,
     Network,
     Route,
     Subnet,
+    check_domains,
     check_interface,
     check_labels,
     check_mac,
@@ -49,7 +51,7 @@ _SYNONYMS: Final = {
     "ipvlan_flag": "flag",
 }
 _OPTIONS: Final = {
-    "bridge": ("bridge", "mtu", "icc", "masquerade", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate"),
+    "bridge": ("bridge", "mtu", "icc", "masquerade", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate", "domain"),
     "macvlan": ("parent", "mode", "mtu"),
     "ipvlan": ("parent", "mode", "flag", "mtu"),
 }
@@ -115,6 +117,8 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
     if request.driver in PREDEFINED:
         raise Conflict(f"there is one {request.driver} network and it exists", f"use the network named {request.driver}")
     check_labels(request.labels, "label")
+    if request.isolation not in ISOLATIONS:
+        raise Invalid(f"isolation {request.isolation[:20]!r} is unknown", f"expected one of {', '.join(ISOLATIONS)}")
     options = request.options
     notes: list[str] = []
     network = Network(id=new_id, name=request.name, driver=request.driver, labels=request.labels, created=now)  # type: ignore[arg-type]
@@ -182,6 +186,7 @@ def _bridge(network: Network, request: NetworkRequest, facts: HostFacts, others:
         made_bridge=existing is None,
         mac=check_mac(request.options.get("mac", mac)) if existing is None else existing.mac,
         icc=request.icc,
+        isolation=request.isolation,
         guard=request.guard,
         nat="snat" if sources else nat,
         snat=sources,
@@ -189,6 +194,7 @@ def _bridge(network: Network, request: NetworkRequest, facts: HostFacts, others:
         egress_rate=_rate(request.egress_rate or request.options.get("egress-rate", ""), "egress rate"),
         dns=request.dns,
         servers=_servers(request),
+        domains=check_domains(request.options["domain"].split(",")) if request.options.get("domain") else (),
     )
 
 
@@ -213,6 +219,7 @@ def _child(network: Network, request: NetworkRequest, facts: HostFacts, others: 
     driver = request.driver
     for wrong, flag in (
         (not request.icc, "--no-icc"),
+        (request.isolation != "strict", "--isolation"),
         (not request.masquerade, "--no-masquerade"),
         (not request.guard, "--no-guard"),
         (bool(request.ingress_rate or request.egress_rate), "a rate"),
@@ -276,7 +283,8 @@ def _subnets(
             chosen = ipam.choose_ula(ula, taken, int(network.id[:4], 16))
             prefixes.append(chosen.subnet)
             notes += _worth_saying(chosen)
-    if not prefixes:
+    # Without the guard, and so without addresses that it would know, endpoints may find their own.
+    if not prefixes and (request.guard or request.driver != "bridge"):
         raise Invalid(f"network {network.name} would have no addresses", "leave out --no-ipv4, or add --ipv6 or --subnet")
     return _laid_out(request, prefixes)
 

@@ -12,16 +12,16 @@ from atoll.drivers import of
 from atoll.engine import host_side
 from atoll.engine.base import Base
 from atoll.engine.network_request import Chosen, HostFacts, NetworkRequest, choose
-from atoll.errors import AtollError, Conflict, Denied, Failed
+from atoll.errors import AtollError, Conflict, Denied, Failed, Invalid
 from atoll.firewall.elements import Element, change, network_elements, statement
 from atoll.firewall.skeleton import RESET, SKELETON
 from atoll.kernel import rtnl
-from atoll.model import PREDEFINED, Network, as_tuples
+from atoll.model import PREDEFINED, Network, as_tuples, check_domains, check_servers
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import NftScript, Operation, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 class NetworkVerbs(Base):
@@ -79,6 +79,26 @@ class NetworkVerbs(Base):
         network = self._removable(name)
         back: list[Operation] = list(host_side.put_back(self.store.facts("former:"), network, self.state.networks.values()))
         return Plan.of(of(network).network_down(network), [self._firewall_without(network)], back)
+
+    def serve_names(self, name: str, *, servers: Sequence[str] | None = None, domains: Sequence[str] = ()) -> Network:
+        """Have a network with DNS ask other `servers` (none: the host's) about the world outside, and answer below further `domains`."""
+        network = self.state.network(name)
+        changed = structs.replace(
+            network,
+            servers=network.servers if servers is None else check_servers(servers),
+            domains=tuple(dict.fromkeys((*network.domains, *check_domains(domains)))),
+        )
+        if changed == network:
+            return network
+        if not network.resolvers():
+            raise Invalid(f"network {network.name} answers for no names", "create it without --no-dns")
+        with self.store.transaction():
+            self.store.put(changed)
+        self.state.update_network(changed)
+        self.names.put_network(changed)
+        self.names.tell()
+        self.emit("network.change", network=network.name, id=network.id)
+        return changed
 
     def prune_networks(self) -> list[Network]:
         """Remove every network without endpoints."""

@@ -25,15 +25,18 @@ _MOST_PORTS: Final = 65535
 
 
 class PortVerbs(Base):
-    def publish(self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "") -> Endpoint:
+    def publish(
+        self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "", ports_held: bool = False
+    ) -> Endpoint:
         """Publish ports of a namespace that runs. `network` and `interface` say on which endpoint when there are several; else its
-        gateway's. The endpoint's last ports are the new ones, in the order of `specs`, with the host ports that were chosen.
+        gateway's. The endpoint's last ports are the new ones, in the order of `specs`, with the host ports that were chosen. With
+        `ports_held` the caller holds the host's ports, so that no program has them.
 
         Recorded first: what a crash leaves undone is then a difference that recovery puts right.
         """
         faults.begin("publish")
         with contextlib.ExitStack() as held:
-            return self._publish(*self._publishing(namespace, specs, network, interface, held))
+            return self._publish(*self._publishing(namespace, specs, network, interface, held, ports_held=ports_held))
 
     def _publish(self, endpoint: Endpoint, ports: tuple[PublishedPort, ...]) -> Endpoint:
         self.settle_for(structs.replace(endpoint, ports=ports, addresses=()))
@@ -86,14 +89,21 @@ class PortVerbs(Base):
             self.names.tell()
 
     def _publishing(
-        self, namespace: str, specs: Sequence[str], network: str, interface: str, held: contextlib.ExitStack
+        self,
+        namespace: str,
+        specs: Sequence[str],
+        network: str,
+        interface: str,
+        held: contextlib.ExitStack,
+        *,
+        ports_held: bool = False,
     ) -> tuple[Endpoint, tuple[PublishedPort, ...]]:
         where, endpoint = self._serving(namespace, network, interface)
         ports = parse_specs(specs)
         if not ports:
             raise Invalid("no port to publish was named", "expected [HOSTIP:]HOSTPORT[-END]:PORT[-END][/tcp|udp|sctp]")
         families = [version for version in (4, 6) if endpoint.address(version)]
-        return endpoint, self.choose_ports(where, endpoint, ports, families=families, held=held)
+        return endpoint, self.choose_ports(where, endpoint, ports, families=families, held=held, ports_held=ports_held)
 
     def _unpublishing(
         self, namespace: str, specs: Sequence[str], network: str, interface: str
@@ -133,15 +143,17 @@ class PortVerbs(Base):
         *,
         families: Collection[int],
         held: contextlib.ExitStack,
+        ports_held: bool = False,
     ) -> tuple[PublishedPort, ...]:
         """The ports as they will be published, those of the host that were left open chosen; nobody else gets these while `held` is open.
 
-        Raises `Conflict` with the holder's name for a port that is taken, by an endpoint or by a program of the host.
+        Raises `Conflict` with the holder's name for a port that is taken, by an endpoint or by a program of the host; with `ports_held`
+        that program is the caller's own.
         """
         fixed = [port for port in ports if not isinstance(port, PortChoice)]
         self._check_ports(network, endpoint, ports, families)
         named = PortTable()
-        seen: list[PublishedPort] = []
+        seen: set[PublishedPort] = set()
         for port in fixed:
             taken = self.state.ports.conflict(port)
             if taken is not None:
@@ -149,11 +161,11 @@ class PortVerbs(Base):
                     f"port {taken[0]}/{port.protocol} is published by {taken[1]}",
                     f"atoll unpublish {taken[1]} ..., or choose another",
                 )
-            if any(other == port for other in seen):
+            if port in seen:
                 raise Conflict(f"{port} is named twice", "name it once")
-            seen.append(port)
+            seen.add(port)
             named.add(port, endpoint.namespace)
-        busy = self.host.run(lambda: _busy_port(fixed, families, self.names.pid))
+        busy = None if ports_held else self.host.run(lambda: _busy_port(fixed, families, self.names.pid))
         if busy is not None:
             number, protocol, holder = busy
             raise Conflict(f"port {number}/{protocol} of the host is taken by {holder}", "stop it, or choose another port")

@@ -78,11 +78,11 @@ class NamingVerbs(NamespaceVerbs):
         self.emit("network.rename", network=new, former=before.name, id=made.id)
         return made
 
-    def set_aliases(self, network: str, namespace: str, aliases: Sequence[str]) -> Endpoint:
-        """The further names of a namespace on a network, instead of those that it had."""
+    def set_aliases(self, network: str, namespace: str, aliases: Sequence[str], *, interface: str = "") -> Endpoint:
+        """The further names of a namespace on a network, instead of those that it had; `interface` says on which endpoint of several."""
         faults.begin("set_aliases")
         where = self.state.network(network)
-        before = self.state.endpoint(where, namespace)
+        before = self.state.endpoint(where, namespace, interface)
         made = structs.replace(before, aliases=tuple(dict.fromkeys(check_name(alias, "alias") for alias in aliases)))
         if made != before:
             with self.store.transaction():

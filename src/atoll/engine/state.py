@@ -10,7 +10,7 @@ from msgspec import structs
 from atoll.engine.leases import Leases
 from atoll.errors import Conflict, NotFound
 from atoll.ipam import Pool
-from atoll.model import PREDEFINED, Endpoint, Namespace, Network, Run, address, interface
+from atoll.model import CLIENTS, PREDEFINED, Endpoint, Namespace, Network, Run, address, interface
 from atoll.ports import PortTable
 
 if TYPE_CHECKING:
@@ -262,6 +262,14 @@ class State:
     def owned(self, owner: str) -> list[Endpoint]:
         """The endpoints that somebody asked for."""
         return list(self._of_owner.get(owner, {}).values())
+
+    def who(self, namespace: Namespace) -> str:
+        """Who runs what is in a namespace: a word of `CLIENTS`, `run` for a program of `atoll run`, else `ns`."""
+        run = self.live_run(namespace.name)
+        if run is not None and run.owns:
+            return "run"
+        asked = [namespace.source, *(endpoint.owner for endpoint in self.endpoints_of(namespace.name))]
+        return next((word for word in (text.partition(":")[0] for text in asked) if word in CLIENTS), "ns")
 
     def owned_by(self, beginning: str) -> list[Endpoint]:
         """The endpoints of every owner that begins so, such as `cni:`."""

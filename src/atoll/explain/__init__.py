@@ -70,7 +70,8 @@ class _Asked:
     def __init__(self, names: Names, question: Question, source: Place, target: Place) -> None:
         self.walk = Walk(names)
         self.names, self.question, self.source, self.target = names, question, source, target
-        self.notes: list[str] = []
+        runners = {place.namespace: names.run_by(place.namespace) for place in (source, target)}
+        self.notes = [f"{name} is a container of {runner}" for name, runner in runners.items() if runner]
         self.arrived = ""
         self.landed: Arrived | None = None
 

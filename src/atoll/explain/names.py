@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from atoll.errors import AtollError, Conflict
 from atoll.explain.snapshot import Stack
-from atoll.model import BRIDGE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
+from atoll.model import BRIDGE_PREFIX, CLIENTS, TRUNK_PREFIX, VETH_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -55,6 +55,12 @@ class Names:
         return self.stack(holders[0].namespace) if holders else None
 
     # --- words ---
+
+    def run_by(self, namespace: str) -> str:
+        """What runs a namespace's container; empty for one that isn't a container's."""
+        known = self._engine.state.namespaces.get(namespace)
+        word = self._engine.state.who(known) if known is not None else ""
+        return word if word in CLIENTS else ""
 
     def network_of(self, bridge: str) -> str:
         return self._bridges[bridge].name if bridge in self._bridges else bridge

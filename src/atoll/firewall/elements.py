@@ -49,6 +49,10 @@ def network_elements(network: Network) -> list[Element]:
         found += [Element("resolvers6" if ":" in gateway else "resolvers4", (link, gateway)) for link in (network.bridge, "lo")]
     if not network.icc:
         found.append(Element("isolated", (network.bridge,)))
+    if network.isolation != "strict":
+        found.append(Element("unstrict", (network.bridge,)))
+    if network.isolation == "open":
+        found.append(Element("open", (network.bridge,)))
     if not network.internal:
         if network.nat == "masquerade":
             found.append(Element("masqueraded", (network.bridge,)))

@@ -52,6 +52,10 @@ SETS: Final[dict[str, SetSpec]] = {
     "shards": SetSpec("inet", ("ifname",)),
     # packets may pass from the first bridge to the second: both are of one network
     "within": SetSpec("inet", ("ifname", "ifname")),
+    # the network of this bridge is open to others that are in `unstrict`, and they to it
+    "open": SetSpec("inet", ("ifname",)),
+    # the network of this bridge is open or isolated
+    "unstrict": SetSpec("inet", ("ifname",)),
     # the endpoints behind this bridge reach each other by published ports only
     "isolated": SetSpec("inet", ("ifname",)),
     # nothing passes in or out of this bridge
@@ -193,6 +197,8 @@ table inet {TABLE} {{
 		iifname "atb*" iifname != @ours drop
 		oifname "atb*" oifname != @ours drop
 		ct status dnat accept
+		iifname @open oifname @unstrict accept
+		iifname @unstrict oifname @open accept
 		iifname @ours oifname @ours drop
 		# Only here: an endpoint could answer for the far end of another network's connection by an ICMP error.
 		ct state related accept

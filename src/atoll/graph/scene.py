@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from atoll.errors import NotFound
+from atoll.model import CLIENTS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -63,7 +64,7 @@ class Endpoint(Struct, frozen=True):
 
 
 class Namespace(Struct, frozen=True):
-    """`about` says what is in it: the command that runs there, or where an adopted one came from."""
+    """`about` says what is in it: the command that runs there, what runs its container, or where an adopted one came from."""
 
     name: str
     about: str = ""
@@ -153,9 +154,13 @@ def _way_out(view: View) -> str:
 def _namespace(view: View, places: Collection[str]) -> Namespace:
     return Namespace(
         name=view["name"],
-        about=shlex.join(view.get("command", ())) or view.get("source", ""),
+        about=shlex.join(view.get("command", ())) or _runner(view) or view.get("source", ""),
         endpoints=tuple(_endpoint(end) for end in view["endpoints"] if end["network"] in places),
     )
+
+
+def _runner(view: View) -> str:
+    return view["who"] if view.get("who") in CLIENTS else ""
 
 
 def _endpoint(view: View) -> Endpoint:

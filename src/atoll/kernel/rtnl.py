@@ -67,12 +67,15 @@ GROUP_TC: Final = 4
 AF_BRIDGE: Final = 7
 
 IFF_UP: Final = 0x1
+_IFF_PROMISC: Final = 0x100
+_IFF_ALLMULTI: Final = 0x200
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
 _IFLA_MTU: Final = 4
 _IFLA_LINK: Final = 5
 _IFLA_MASTER: Final = 10
 _IFLA_PROTINFO: Final = 12
+_IFLA_TXQLEN: Final = 13
 _IFLA_LINKINFO: Final = 18
 _IFLA_NET_NS_FD: Final = 28
 _IFLA_IFALIAS: Final = 20
@@ -146,7 +149,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Link(NamedTuple):
-    """An interface as the kernel has it. `master` and `link` are interface indexes, 0 for none; `isolated` is the bridge port's flag."""
+    """An interface as the kernel has it. `master` and `link` are interface indexes, 0 for none; `isolated` is the bridge port's flag;
+    `queue` how many packets may wait to be sent."""
 
     ifindex: int
     name: str
@@ -159,6 +163,9 @@ class Link(NamedTuple):
     alias: str
     isolated: bool
     group: int = 0
+    promisc: bool = False
+    allmulti: bool = False
+    queue: int = 0
 
 
 class AddressRow(NamedTuple):
@@ -274,6 +281,17 @@ def set_link(index: int, *, up: bool | None = None, mtu: int = 0, mac: str = "",
     return message(RTM_NEWLINK, 0, _link_body(index, up=up, attrs=attrs))
 
 
+def tune_link(index: int, *, promisc: bool | None = None, allmulti: bool | None = None, queue: int | None = None) -> bytes:
+    """Change what is given: the flags that let in frames for others, and how many packets may wait to be sent."""
+    flags = change = 0
+    for flag, wanted in ((_IFF_PROMISC, promisc), (_IFF_ALLMULTI, allmulti)):
+        if wanted is not None:
+            change |= flag
+            flags |= flag if wanted else 0
+    attrs = u32(_IFLA_TXQLEN, queue) if queue is not None else b""
+    return message(RTM_NEWLINK, 0, _IFINFO.pack(socket.AF_UNSPEC, 0, index, flags, change) + attrs)
+
+
 def set_alias(name: str, alias: str, *, mtu: int = 0) -> bytes:
     """The alias of an interface that was made a message before: the kernel takes none in the message that makes it.
 
@@ -332,6 +350,9 @@ def parse_link(body: bytes) -> Link:
         alias=string(found.get(_IFLA_IFALIAS, b"")),
         isolated=any(attributes(port).get(_IFLA_BRPORT_ISOLATED, b"")),
         group=number(found.get(_IFLA_GROUP, b"")),
+        promisc=bool(flags & _IFF_PROMISC),
+        allmulti=bool(flags & _IFF_ALLMULTI),
+        queue=number(found.get(_IFLA_TXQLEN, b"")),
     )
 
 

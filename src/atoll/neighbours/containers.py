@@ -7,7 +7,7 @@ import json
 import os
 import re
 import socket
-from typing import Final
+from typing import Any, Final
 
 from atoll.errors import Failed, Invalid, NotFound
 
@@ -41,21 +41,38 @@ def pid(kind: str, container: str) -> int:
     if not _NAME.match(container):
         raise Invalid(f"{container[:80]!r} is not a container's name or id", "letters, digits, '_', '.' and '-'")
     path = _socket_path(kind)
-    connection = _Unix(path)
-    try:
-        connection.request("GET", f"/v1.24/containers/{container}/json")
-        answer = connection.getresponse()
-        body = answer.read(_MOST_BYTES)
-    except (OSError, http.client.HTTPException) as error:
-        raise Failed(f"asking {kind} at {path}: {getattr(error, 'strerror', None) or error}", f"is {kind} running?") from None
-    finally:
-        connection.close()
-    if answer.status == 404:
+    status, answer = _ask(kind, path, f"/containers/{container}/json")
+    if status == 404:
         raise NotFound(f"{kind} has no container {container}", f"{kind} ps shows what runs")
     try:
-        found = json.loads(body)["State"]["Pid"]
-    except (ValueError, KeyError, TypeError):
-        raise Failed(f"{kind} at {path} answered {answer.status} without a pid") from None
+        found = answer["State"]["Pid"]
+    except (KeyError, TypeError):
+        raise Failed(f"{kind} at {path} answered {status} without a pid") from None
     if not isinstance(found, int) or found <= 0:
         raise NotFound(f"container {container} is not running", f"{kind} start {container}")
     return found
+
+
+def docker_networks(driver: str, path: str = "") -> list[str]:
+    """The names of Docker's networks of a driver; `path` is its socket, if it is another than usual. Raises `Failed`."""
+    path = path or _socket_path("docker")
+    status, answer = _ask("docker", path, "/networks")
+    try:
+        return sorted(network["Name"] for network in answer if network["Driver"] == driver)
+    except (KeyError, TypeError):
+        raise Failed(f"docker at {path} answered {status} without networks") from None
+
+
+def _ask(kind: str, path: str, what: str) -> tuple[int, Any]:
+    """Status and JSON of an answer. Raises `Failed`."""
+    connection = _Unix(path)
+    try:
+        connection.request("GET", what)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read(_MOST_BYTES))
+    except (OSError, http.client.HTTPException) as error:
+        raise Failed(f"asking {kind} at {path}: {getattr(error, 'strerror', None) or error}", f"is {kind} running?") from None
+    except ValueError:
+        raise Failed(f"{kind} at {path} answered with what is no JSON") from None
+    finally:
+        connection.close()

@@ -113,7 +113,7 @@ def _way(operation: op.Operation) -> _Way:
             return "sysctl", operation.namespace
         case op.NamespaceAdd() | op.NamespaceAttach() | op.NamespaceDelete():
             return "namespace", operation.name
-        case op.LinkSet() | op.LinkDelete() | op.AddressAdd() | op.AddressDelete() | op.RouteAdd() | op.RuleAdd():
+        case op.LinkSet() | op.LinkTune() | op.LinkDelete() | op.AddressAdd() | op.AddressDelete() | op.RouteAdd() | op.RuleAdd():
             return "netlink", operation.namespace
         case op.RouteDelete():
             return "netlink", operation.route.namespace
@@ -263,6 +263,8 @@ def _encode(operation: op.Operation, index: Callable[[str], int], target: Callab
             yield rtnl.set_alias(name, alias)
         case op.LinkSet():
             yield from _encode_link(operation, index)
+        case op.LinkTune(_, name, promisc, allmulti, queue):
+            yield rtnl.tune_link(index(name), promisc=promisc, allmulti=allmulti, queue=queue)
         case op.LinkDelete(_, name):
             yield rtnl.delete_link(name)
         case op.AddressAdd(_, link, address):

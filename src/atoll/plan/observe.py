@@ -101,6 +101,8 @@ def repairs(operation: op.Operation, observed: Observed, remade: set[tuple[str, 
             return _link(operation, op.HOST, "ifb", observed, remade, up=True)
         case op.LinkSet():
             return _set(operation, observed, remade)
+        case op.LinkTune():
+            return _tuning(operation, observed, remade)
         case op.SysctlSet():
             return _setting(operation, observed)
         case op.AddressAdd(namespace, link, address):
@@ -125,7 +127,7 @@ def repairs(operation: op.Operation, observed: Observed, remade: set[tuple[str, 
 def place(operation: op.Operation) -> tuple[str, str] | None:
     """The link that an operation takes for granted, as (namespace, name)."""
     match operation:
-        case op.LinkSet(namespace, name) | op.AddressAdd(namespace, name):
+        case op.LinkSet(namespace, name) | op.LinkTune(namespace, name) | op.AddressAdd(namespace, name):
             return namespace, name
         case op.RouteAdd() if operation.link:
             return operation.namespace, operation.link
@@ -250,6 +252,16 @@ def _set(operation: op.LinkSet, observed: Observed, remade: set[tuple[str, str]]
     if operation.master and (operation.namespace, operation.master) in remade:
         right = False
     return [] if right else [operation]
+
+
+def _tuning(operation: op.LinkTune, observed: Observed, remade: set[tuple[str, str]]) -> list[op.Operation]:
+    key = (operation.namespace, operation.name)
+    found = observed.link(*key)
+    if found is None or key in remade:
+        return [operation]
+    wanted = (operation.promisc, operation.allmulti, operation.queue)
+    there = (found.promisc, found.allmulti, found.queue)
+    return [] if all(want is None or want == have for want, have in zip(wanted, there, strict=True)) else [operation]
 
 
 def _setting(operation: op.SysctlSet, observed: Observed) -> list[op.Operation]:

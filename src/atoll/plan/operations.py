@@ -164,6 +164,26 @@ class LinkSet(Operation, frozen=True):
         return found
 
 
+class LinkTune(Operation, frozen=True):
+    """Whether an interface takes in frames for others (`promisc`) and all multicast, and how many packets may wait in its queue; what is
+    None stays as it is."""
+
+    namespace: str
+    name: str
+    promisc: bool | None = None
+    allmulti: bool | None = None
+    queue: int | None = None
+
+    def commands(self) -> list[str]:
+        words: list[str] = []
+        for word, wanted in (("promisc", self.promisc), ("allmulticast", self.allmulti)):
+            if wanted is not None:
+                words.append(f"{word} {'on' if wanted else 'off'}")
+        if self.queue is not None:
+            words.append(f"txqueuelen {self.queue}")
+        return [f"{_ip(self.namespace)}link set dev {self.name} {' '.join(words)}"] if words else []
+
+
 class LinkDelete(Operation, frozen=True):
     namespace: str
     name: str

@@ -7,7 +7,6 @@ to the plugin that stood at this place before, where there is one.
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 #: Where `atoll cni install --replace` puts the plugins whose places it takes, beside them.
 REPLACED: Final = ".atoll-replaced"
 
-log = logging.getLogger("atoll")
-
 
 def answer(engine: Engine, call: Call) -> Answer:
     """Serve one plugin's call. Never raises for what the caller says: that is answered with the spec's error object."""
@@ -47,9 +44,6 @@ def answer(engine: Engine, call: Call) -> Answer:
         return _refused(version, Refusal(_code(error), error.what, error.hint))
     except OSError as error:
         return _refused(version, Refusal(refusal.IO_FAILURE, error.strerror or str(error), str(error.filename or "")))
-    except Exception:
-        log.exception("CNI %s", call.environment.get("CNI_COMMAND"))
-        return _refused(version, Refusal(refusal.INTERNAL, "atoll failed inside", "the daemon's log says where"))
 
 
 def _serve(engine: Engine, request: Request) -> bytes:

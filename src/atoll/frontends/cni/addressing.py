@@ -11,7 +11,7 @@ import ipaddress
 import itertools
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from atoll.frontends.cni.refusal import BAD_CONFIG, IO_FAILURE, UNDECODABLE, Refusal, Unserved, convert
 from atoll.frontends.cni.results import Dns, Route
@@ -50,6 +50,11 @@ class Scheme(Struct, frozen=True):
     routes: tuple[Route, ...] = ()
     dns: Dns = Dns()
     data_dir: str = ""
+
+    def with_gateways(self) -> Scheme:
+        """The same, where every subnet has a gateway: the first address if none is named (bridge.go:calcGateways)."""
+        sets = tuple(tuple(structs.replace(one, gateway=one.gateway or one.subnet[1]) for one in group) for group in self.sets)
+        return structs.replace(self, sets=sets)
 
     def ranges(self) -> list[Range]:
         return [one for group in self.sets for one in group]
@@ -157,9 +162,11 @@ def _range(raw: _Range) -> Range:
     first = _address(raw.first, "rangeStart") if raw.first else subnet[1]
     last = _address(raw.last, "rangeEnd") if raw.last else subnet[-2 if subnet.version == 4 else -1]
     gateway = _address(raw.gateway, "gateway") if raw.gateway else subnet[1]
-    for value, what in ((first, "rangeStart"), (last, "rangeEnd"), (gateway, "gateway")):
+    for value, what in ((first, "rangeStart"), (last, "rangeEnd")):
         if value not in subnet:
             raise Refusal(BAD_CONFIG, f"{what} {value} is not in network {subnet}")
+    if gateway not in subnet:
+        raise Unserved(f"gateway {gateway} is not in network {subnet}", "Atoll's bridges have an address of their subnet")
     if first > last:  # type: ignore[operator]
         raise Refusal(BAD_CONFIG, f"range {first} to {last} runs backwards")
     return Range(subnet, first, last, gateway)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, Any, Final
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 #: skel's code for a namespace that is the plugin's own: the host's.
 _HOSTS_OWN: Final = 8
-_UNUSABLE: Final = re.compile(r"[^a-zA-Z0-9_.-]+")
-_LONGEST_NAME: Final = 63
 _HEX_ID: Final = re.compile(r"[0-9a-f]{64}\Z")
 #: Under which a namespace's labels say what Kubernetes told of it, as its own runtimes do.
 _POD_LABELS: Final = {
@@ -100,7 +99,7 @@ def namespace_of(engine: Engine, request: Request, *, servers: tuple[str, ...] =
         raise Refusal(BAD_ENVIRONMENT, f"CNI_NETNS {path[:200]!r} is not an absolute path")
     labels = _labels(request)
     source = f"cni:{request.environment.container[:200]}"
-    name = _free_name(engine, request)
+    name = _name(engine, request)
     return engine.adopt_namespace(name, path=path, follow=True, source=source, labels=labels, servers=servers), True
 
 
@@ -110,16 +109,12 @@ def _labels(request: Request) -> dict[str, str]:
     return found | {label.key: label.value for label in convert(_Labelled, request.configuration).args.cni.labels}
 
 
-def _free_name(engine: Engine, request: Request) -> str:
-    """The pod's name, else the container's id (of 64 hex digits the first twelve, as everybody shows it); with a number if it is taken."""
-    text = request.environment.arguments.get("K8S_POD_NAME") or request.environment.container
-    text = text[:12] if _HEX_ID.match(text) else text
-    base = _UNUSABLE.sub("-", text).lstrip("_.-")[:_LONGEST_NAME] or "container"
-    name, number = base, 1
-    while name in engine.state.namespaces or engine.state.live_run(name) is not None or engine.host.has_namespace(name):
-        number += 1
-        name = f"{base[: _LONGEST_NAME - 1 - len(str(number))]}-{number}"
-    return name
+def _name(engine: Engine, request: Request) -> str:
+    """The pod's name, else the container's id (of 64 hex digits the first twelve, as everybody shows it), with a number if it is taken."""
+    wanted = request.environment.arguments.get("K8S_POD_NAME") or request.environment.container
+    wanted = wanted[:12] if _HEX_ID.match(wanted) else wanted
+    its_own = request.environment.netns == str(engine.host.namespace_path(wanted)) and len(wanted) <= 63
+    return wanted if its_own and wanted not in engine.state.namespaces else engine.free_name(wanted)
 
 
 # --- making and taking away ----------------------------------------------------------------------------------------------------------
@@ -141,13 +136,14 @@ def attach(engine: Engine, request: Request, network: Network, *, servers: tuple
 
 
 def detach(engine: Engine, network: Network, endpoint: Endpoint) -> None:
-    """Disconnect an attachment, and let go of a namespace that was adopted for attachments when it was the last."""
-    try:
-        engine.disconnect(network.id, endpoint.namespace, interface=endpoint.interface)
-    finally:
-        namespace = engine.state.namespaces.get(endpoint.namespace)
-        if namespace is not None and namespace.source.startswith("cni:") and not engine.state.endpoints_of(namespace.name):
+    """Disconnect an attachment; a namespace that was adopted for attachments is let go with the last one."""
+    namespace = engine.state.namespaces.get(endpoint.namespace)
+    if namespace is not None and namespace.source.startswith("cni:") and engine.state.endpoints_of(namespace.name) == [endpoint]:
+        # A program of `atoll run` in it keeps it under our care.
+        with contextlib.suppress(Conflict):
             engine.remove_namespace(namespace.name)
+            return
+    engine.disconnect(network.id, endpoint.namespace, interface=endpoint.interface)
 
 
 def collect(engine: Engine, request: Request) -> None:

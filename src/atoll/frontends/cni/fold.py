@@ -15,7 +15,8 @@ from msgspec import inspect
 def fold(kind: type[Any], value: Any) -> Any:
     """JSON as Python's own types, with the keys that the fields of the struct `kind` (and of structs in it) know spelled as they are there.
     Unknown keys are left out, unless the struct forbids them; then they stay, to be complained of."""
-    return _fold(_shape(kind), value)
+    found: Any = kind
+    return _fold(_shape(found), value)
 
 
 @cache

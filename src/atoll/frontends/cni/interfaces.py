@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, field
 
 from atoll.errors import Exhausted
-from atoll.frontends.cni import attachments
-from atoll.frontends.cni.refusal import IO_FAILURE, Refusal
+from atoll.frontends.cni import attachments, leases
+from atoll.frontends.cni.refusal import IO_FAILURE, Refusal, Unknown
 from atoll.frontends.cni.results import Dns, Interface, Ip, Result
 from atoll.frontends.cni.words import Common
 from atoll.kernel import rtnl
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from atoll.frontends.cni.results import Route
     from atoll.frontends.cni.words import Request
     from atoll.model import Endpoint, Network
-
-gc = attachments.collect
 
 
 class _Mac(Struct, frozen=True):
@@ -132,7 +130,16 @@ def _gateway(network: Network, scheme: Scheme, text: str) -> str:
 
 
 def delete(engine: Engine, request: Request) -> None:
-    attachments.detach(engine, *attachments.require(engine, request))
+    try:
+        attachments.detach(engine, *attachments.require(engine, request))
+    except Unknown:
+        leases.drop(engine, request)
+        raise
+
+
+def gc(engine: Engine, request: Request) -> None:
+    leases.collect(engine, request)
+    attachments.collect(engine, request)
 
 
 def check(engine: Engine, request: Request) -> None:

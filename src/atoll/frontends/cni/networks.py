@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,13 @@ from msgspec import structs
 
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import AtollError, Conflict
+from atoll.frontends.cni import leases
 from atoll.frontends.cni.attachments import network_named
 from atoll.frontends.cni.refusal import BAD_CONFIG, NOT_READY, Refusal
 from atoll.model import PREDEFINED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from atoll.engine import Engine
     from atoll.frontends.cni.addressing import Range, Scheme
@@ -24,15 +26,26 @@ if TYPE_CHECKING:
 DOOR_LABEL = "atoll.door"
 
 
-def join(engine: Engine, wanted: NetworkRequest) -> Network:
-    """The network that a configuration speaks of. Raises `Conflict` where one of that name is another network."""
+@contextlib.contextmanager
+def joined(engine: Engine, wanted: NetworkRequest, scheme: Scheme) -> Iterator[Network]:
+    """The network that a configuration speaks of; one that is made for it goes again when the block fails.
+
+    Raises `Conflict` where one of that name is another network.
+    """
     _check_name(wanted.name)
     there = network_named(engine, wanted.name)
-    if there is None:
-        request = structs.replace(wanted, labels={**wanted.labels, DOOR_LABEL: "cni"})
-        return engine.create_network_explained(request).network
-    check_agrees(there, wanted)
-    return there
+    if there is not None:
+        check_agrees(there, wanted)
+        yield there
+        return
+    made = engine.create_network_explained(structs.replace(wanted, labels={**wanted.labels, DOOR_LABEL: "cni"})).network
+    try:
+        if scheme.kind == "host-local":
+            leases.keep(engine, made, made.name, scheme.data_dir)
+        yield made
+    except BaseException:
+        engine.remove_network(made.id)
+        raise
 
 
 def check_ready(engine: Engine, wanted: NetworkRequest) -> None:
@@ -73,17 +86,14 @@ def check_agrees(network: Network, wanted: NetworkRequest) -> None:
             )
 
 
-def requested(name: str, driver: str, scheme: Scheme, *, gateway: bool, **options: object) -> NetworkRequest:
-    """What addresses a network must have for a scheme to work on it. With `gateway` each subnet has one, the first address if none is
-    named (bridge.go:calcGateways)."""
+def requested(name: str, driver: str, scheme: Scheme, **options: object) -> NetworkRequest:
+    """What addresses a network must have for a scheme to work on it; `options` are further fields."""
     ranges = scheme.ranges()
     gateways: dict[str, str] = {}
     for one in ranges:
         there = gateways.setdefault(str(one.subnet), str(one.gateway or ""))
-        if one.gateway and there and there != str(one.gateway):
+        if one.gateway and there != str(one.gateway):
             raise Refusal(BAD_CONFIG, f"subnet {one.subnet} has two gateways, {there} and {one.gateway}", "give one")
-        if gateway and not gateways[str(one.subnet)]:
-            gateways[str(one.subnet)] = str(one.subnet[1])
     versions = {one.subnet.version for one in ranges}
     return NetworkRequest(
         name=name,
@@ -100,7 +110,7 @@ def _parts(ranges: Iterable[Range]) -> Iterable[str]:
     """The ranges that aren't their whole subnet, as prefixes."""
     for one in ranges:
         if one.first > one.subnet[1] or one.last < one.subnet[-2 if one.subnet.version == 4 else -1]:  # type: ignore[operator]
-            yield from map(str, ipaddress.summarize_address_range(one.first, one.last))  # type: ignore[type-var]
+            yield from map(str, ipaddress.summarize_address_range(one.first, one.last))
 
 
 def _check_name(name: str) -> None:

@@ -27,7 +27,6 @@ BAD_CONFIG: Final = 7
 TRY_AGAIN: Final = 11
 NOT_READY: Final = 50
 OWN: Final = 100
-INTERNAL: Final = 999
 
 
 class Refusal(Exception):

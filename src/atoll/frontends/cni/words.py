@@ -36,7 +36,8 @@ _NEEDS: Final = {
 }
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
 _MOST_BYTES: Final = 1 << 20
-_LONGEST: Final = 1024
+#: So that an attachment is no longer than what the engine takes for an owner.
+_LONGEST: Final = 230
 #: The words of CNI_ARGS that we know; Kubernetes' runtimes always send theirs.
 _ARGUMENTS: Final = ("IP", "MAC", "GATEWAY", "K8S_POD_NAME", "K8S_POD_NAMESPACE", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID")
 

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from atoll.frontends.cni.plugins import atoll, bridge, loopback, macvlan, ptp
+from atoll.frontends.cni.plugins import (
+    atoll,
+    bandwidth,
+    bridge,
+    firewall,
+    host_local,
+    loopback,
+    macvlan,
+    portmap,
+    ptp,
+    static,
+    tuning,
+)
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
@@ -32,8 +44,14 @@ class Plugin(Protocol):
 
 PLUGINS: Final[dict[str, Plugin]] = {
     "atoll": atoll,
+    "bandwidth": bandwidth,
     "bridge": bridge,
+    "firewall": firewall,
+    "host-local": host_local,
     "loopback": loopback,
     "macvlan": macvlan,
+    "portmap": portmap,
     "ptp": ptp,
+    "static": static,
+    "tuning": tuning,
 }

@@ -76,22 +76,22 @@ class Configuration(InterfaceConfiguration, frozen=True):
 def add(engine: Engine, request: Request) -> Result:
     configuration, scheme = request.read(Configuration), read_scheme(request)
     runtime = configuration.runtime
-    network = networks.join(engine, _wanted(request, configuration, scheme))
-    endpoint = attach(
-        engine,
-        request,
-        network,
-        scheme,
-        mac=configuration.mac(request),
-        aliases=runtime.aliases_on(request.network),
-        publish=[port.spec() for port in runtime.ports if port.host_port],
-        ingress_rate=_rate(runtime.bandwidth.ingress_rate),
-        egress_rate=_rate(runtime.bandwidth.egress_rate),
-        servers=runtime.dns.servers,
-        default_route=True,
-    )
-    dns = _dns(network, configuration)
-    return result(engine, request, network, endpoint, scheme, dns=dns, bridge=network.driver == "bridge")
+    with networks.joined(engine, _wanted(request, configuration, scheme), scheme) as network:
+        endpoint = attach(
+            engine,
+            request,
+            network,
+            scheme,
+            mac=configuration.mac(request),
+            aliases=runtime.aliases_on(request.network),
+            publish=[port.spec() for port in runtime.ports if port.host_port],
+            ingress_rate=_rate(runtime.bandwidth.ingress_rate),
+            egress_rate=_rate(runtime.bandwidth.egress_rate),
+            servers=runtime.dns.servers,
+            default_route=True,
+        )
+        dns = _dns(network, configuration)
+        return result(engine, request, network, endpoint, scheme, dns=dns, bridge=network.driver == "bridge")
 
 
 def status(engine: Engine, request: Request) -> None:
@@ -107,7 +107,7 @@ def _wanted(request: Request, configuration: Configuration, scheme: Scheme) -> N
         asked = structs.replace(asked, mtu=configuration.mtu)
     if not scheme.kind:
         return asked
-    addresses = networks.requested(request.network, asked.driver, scheme, gateway=asked.driver == "bridge")
+    addresses = networks.requested(request.network, asked.driver, scheme.with_gateways() if asked.driver == "bridge" else scheme)
     return structs.replace(
         asked, subnets=addresses.subnets, gateways=addresses.gateways, ip_ranges=addresses.ip_ranges, ipv4=addresses.ipv4
     )

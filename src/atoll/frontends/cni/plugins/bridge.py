@@ -56,12 +56,12 @@ class Configuration(InterfaceConfiguration, frozen=True):
 
 def add(engine: Engine, request: Request) -> Result:
     configuration, scheme = _read(engine, request)
-    network = networks.join(engine, _wanted(engine, request, configuration, scheme))
-    if configuration.is_default_gateway:
-        scheme = _with_defaults(scheme)
-    endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
-    dns = configuration.dns if configuration.dns != Dns() else scheme.dns
-    return result(engine, request, network, endpoint, scheme, dns=dns, bridge=True)
+    with networks.joined(engine, _wanted(engine, request, configuration, scheme), scheme) as network:
+        if configuration.is_default_gateway:
+            scheme = _with_defaults(scheme)
+        endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
+        dns = configuration.dns if configuration.dns != Dns() else scheme.dns
+        return result(engine, request, network, endpoint, scheme, dns=dns, bridge=True)
 
 
 def status(engine: Engine, request: Request) -> None:
@@ -87,7 +87,7 @@ def _read(engine: Engine, request: Request) -> tuple[Configuration, Scheme]:
         raise Unserved(
             "bridge: Atoll makes no bridge without addresses", "add an ipam section, or make the network with atoll network create"
         )
-    return found, scheme
+    return found, scheme.with_gateways() if found.gateway else scheme
 
 
 def _wanted(engine: Engine, request: Request, configuration: Configuration, scheme: Scheme) -> NetworkRequest:
@@ -101,7 +101,6 @@ def _wanted(engine: Engine, request: Request, configuration: Configuration, sche
         request.network,
         "bridge",
         scheme,
-        gateway=configuration.gateway,
         mtu=configuration.mtu,
         icc=not configuration.isolation,
         masquerade=configuration.ip_masq,
@@ -114,8 +113,7 @@ def _with_defaults(scheme: Scheme) -> Scheme:
     """A default route by the gateway of each family that has none yet (bridge.go:calcGateways)."""
     routes = list(scheme.routes)
     for group in scheme.sets:
-        version, gateway = group[0].subnet.version, group[0].gateway or group[0].subnet[1]
-        dst = "0.0.0.0/0" if version == 4 else "::/0"
+        dst = "0.0.0.0/0" if group[0].subnet.version == 4 else "::/0"
         if not any(route.dst == dst for route in routes):
-            routes.append(Route(dst, gw=str(gateway)))
+            routes.append(Route(dst, gw=str(group[0].gateway)))
     return structs.replace(scheme, routes=tuple(routes))

@@ -31,10 +31,10 @@ class Configuration(InterfaceConfiguration, frozen=True):
 
 def add(engine: Engine, request: Request) -> Result:
     configuration, scheme = _read(request)
-    network = networks.join(engine, _wanted(engine, request, configuration, scheme))
-    endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
-    dns = configuration.dns if configuration.dns != Dns() else scheme.dns
-    return result(engine, request, network, endpoint, scheme, dns=dns, bridge=False)
+    with networks.joined(engine, _wanted(engine, request, configuration, scheme), scheme) as network:
+        endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
+        dns = configuration.dns if configuration.dns != Dns() else scheme.dns
+        return result(engine, request, network, endpoint, scheme, dns=dns, bridge=False)
 
 
 def status(engine: Engine, request: Request) -> None:
@@ -53,7 +53,7 @@ def _read(request: Request) -> tuple[Configuration, Scheme]:
 
 def _wanted(engine: Engine, request: Request, configuration: Configuration, scheme: Scheme) -> NetworkRequest:
     options = {"parent": configuration.master or _way_out(engine), "mode": configuration.mode or "bridge"}
-    return networks.requested(request.network, "macvlan", scheme, gateway=False, mtu=configuration.mtu, options=options)
+    return networks.requested(request.network, "macvlan", scheme, mtu=configuration.mtu, options=options)
 
 
 def _way_out(engine: Engine) -> str:

@@ -27,10 +27,10 @@ __all__ = ["add", "check", "delete", "gc", "status"]
 
 def add(engine: Engine, request: Request) -> Result:
     configuration, scheme = _read(request)
-    network = networks.join(engine, _wanted(request, configuration, scheme))
-    endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
-    dns = configuration.dns if configuration.dns != Dns() else scheme.dns
-    return result(engine, request, network, endpoint, scheme, dns=dns, bridge=False)
+    with networks.joined(engine, _wanted(request, configuration, scheme), scheme) as network:
+        endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
+        dns = configuration.dns if configuration.dns != Dns() else scheme.dns
+        return result(engine, request, network, endpoint, scheme, dns=dns, bridge=False)
 
 
 def status(engine: Engine, request: Request) -> None:
@@ -41,8 +41,8 @@ def _read(request: Request) -> tuple[InterfaceConfiguration, Scheme]:
     scheme = read_scheme(request)
     if not scheme.kind:
         raise Refusal(BAD_CONFIG, "ptp needs addresses", "add an ipam section")
-    return request.read(InterfaceConfiguration), scheme
+    return request.read(InterfaceConfiguration), scheme.with_gateways()
 
 
 def _wanted(request: Request, configuration: InterfaceConfiguration, scheme: Scheme) -> NetworkRequest:
-    return networks.requested(request.network, "bridge", scheme, gateway=True, mtu=configuration.mtu, masquerade=configuration.ip_masq)
+    return networks.requested(request.network, "bridge", scheme, mtu=configuration.mtu, masquerade=configuration.ip_masq)

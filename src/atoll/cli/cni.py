@@ -1,0 +1,235 @@
+"""`atoll cni`: put Atoll in the place where CNI runtimes look for plugins, and take it away again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from atoll.cli import output
+from atoll.errors import AtollError, Conflict, Denied, Failed
+from atoll.model import PREDEFINED, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: Where runtimes look for plugins: containerd, CRI-O and Kubernetes in the first, Debian's Podman in the second, Fedora's in the third.
+_FOLDERS: Final = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+_CONFIGURATIONS: Final = "/etc/cni/net.d"
+_CONFIGURATION: Final = f"{_CONFIGURATIONS}/10-atoll.conflist"
+#: libcni reads the first key only by name, so a list may say where it comes from.
+_MARK: Final = "written by atoll cni install"
+_CAPABILITIES: Final = ("portMappings", "bandwidth", "ips", "ipRanges", "mac", "aliases", "dns")
+
+_dir_option = click.option("--dir", "folders", multiple=True, metavar="DIR", help="A folder of plugins, instead of those that there are.")
+
+
+@click.group()
+def cni() -> None:
+    """Serve CNI runtimes: Kubernetes, containerd, CRI-O, Podman."""
+
+
+@cni.command()
+@_dir_option
+@click.option("--conf", "network", default="", metavar="NETWORK", help=f"Write a configuration for a network: {_CONFIGURATION}.")
+@click.option("--replace", is_flag=True, help="Serve the reference plugins' names, too, so that configurations work as they are.")
+@output.dry_run_option
+def install(folders: tuple[str, ...], network: str, replace: bool, dry_run: bool) -> None:
+    """Put the plugin `atoll` where runtimes look for it. What stood in a place that is taken is kept, for `uninstall` to put back.
+
+    \b
+      atoll cni install --conf web          runtimes put their containers on the network web
+      atoll cni install --replace           what uses bridge, portmap, firewall ... uses Atoll from now on
+    """
+    from atoll.frontends import forwarder
+
+    text = _configuration(network) if network else ""
+    for folder in _folders(folders) or _FOLDERS[:1]:
+        for name in _names(folder, replace=replace):
+            path = os.path.join(folder, name)
+            if dry_run:
+                kept = os.path.lexists(path) and not forwarder.is_ours(path)
+                if kept:
+                    replaced = os.path.join(folder, forwarder.REPLACED)
+                    click.echo(f"mkdir -p {shlex.quote(replaced)}\nmv {shlex.quote(path)} {shlex.quote(replaced)}/")
+                click.echo(f"install -D FORWARDER {shlex.quote(path)}")
+                continue
+            with _said(f"making {folder}"):
+                os.makedirs(folder, mode=0o755, exist_ok=True)
+            forwarder.place(path, "cni")
+            click.echo(path)
+    if text:
+        _write(text, dry_run=dry_run)
+
+
+@cni.command()
+@_dir_option
+@output.dry_run_option
+def uninstall(folders: tuple[str, ...], dry_run: bool) -> None:
+    """Take Atoll's plugins and its configuration away, and put back what stood in their places.
+
+    Containers that are running keep their networks until they end.
+    """
+    from atoll.frontends import forwarder
+
+    for folder in _folders(folders):
+        for name in _every_name():
+            path = os.path.join(folder, name)
+            kept = forwarder.replaced(path)
+            if not forwarder.is_ours(path) and not kept:
+                continue
+            if dry_run:
+                click.echo(f"mv {shlex.quote(kept)} {shlex.quote(path)}" if kept else f"rm {shlex.quote(path)}")
+                continue
+            forwarder.remove(path)
+            click.echo(path)
+    if _is_ours(_CONFIGURATION):
+        if dry_run:
+            click.echo(f"rm {_CONFIGURATION}")
+            return
+        with _said(f"removing {_CONFIGURATION}"):
+            os.unlink(_CONFIGURATION)
+        click.echo(_CONFIGURATION)
+
+
+@cni.command()
+@_dir_option
+@output.format_option
+def status(folders: tuple[str, ...], form: str) -> None:
+    """Show which plugins are Atoll's, and which network configurations runtimes find, in their order."""
+    found = {"plugins": [_state(folder, name) for folder in _folders(folders) for name in _every_name()], "configurations": _lists()}
+    if form == "json":
+        output.show_json(found)
+        return
+    rows = [(item["path"], item["served_by"], item["kept"] or "-") for item in found["plugins"] if item["served_by"] != "nobody"]
+    if rows:
+        output.table(("PLUGIN", "SERVED BY", "KEPT"), rows)
+    else:
+        click.echo("no folder of plugins has any that Atoll could serve; atoll cni install makes one")
+    if found["configurations"]:
+        click.echo()
+        output.table(
+            ("CONFIGURATION", "NETWORK", "PLUGINS"), [(c["path"], c["name"], ", ".join(c["plugins"])) for c in found["configurations"]]
+        )
+
+
+# --- plugins -------------------------------------------------------------------------------------------------------------------------
+
+
+def _folders(given: Sequence[str]) -> list[str]:
+    """Those that were named, else those of the usual ones that there are, each once though some are links to others."""
+    if given:
+        return [os.path.abspath(folder) for folder in given]
+    there = {os.path.realpath(folder): folder for folder in reversed(_FOLDERS) if os.path.isdir(folder)}
+    return sorted(there.values(), key=_FOLDERS.index)
+
+
+def _every_name() -> list[str]:
+    """All names that Atoll answers to, its own first."""
+    from atoll.frontends.cni.plugins import PLUGINS
+
+    return ["atoll", *sorted(set(PLUGINS) - {"atoll"})]
+
+
+def _names(folder: str, *, replace: bool) -> list[str]:
+    """Those to put in a folder. containerd asks for `loopback` whatever the network, so it gets one where there is none."""
+    from atoll.frontends import forwarder
+
+    if replace:
+        return _every_name()
+    loopback = os.path.join(folder, "loopback")
+    return ["atoll"] if os.path.lexists(loopback) and not forwarder.is_ours(loopback) else ["atoll", "loopback"]
+
+
+def _state(folder: str, name: str) -> dict[str, str]:
+    from atoll.frontends import forwarder
+
+    path = os.path.join(folder, name)
+    ours = forwarder.is_ours(path)
+    served = f"atoll ({forwarder.kind(path)})" if ours else "its own program" if os.path.lexists(path) else "nobody"
+    return {"path": path, "served_by": served, "kept": forwarder.replaced(path)}
+
+
+# --- configurations ------------------------------------------------------------------------------------------------------------------
+
+
+def _configuration(network: str) -> str:
+    """A list of one plugin, in the version that every runtime has; newer ones choose the newest of `cniVersions`."""
+    check_name(network, "network")
+    if network in PREDEFINED:
+        raise Conflict(f"network {network} is predefined", "name another")
+    plugin = {"type": "atoll", "capabilities": dict.fromkeys(_CAPABILITIES, True)}
+    said = {"//": _MARK, "cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"], "name": network, "plugins": [plugin]}
+    return json.dumps(said, indent=2) + "\n"
+
+
+def _write(text: str, *, dry_run: bool) -> None:
+    there = _read(_CONFIGURATION)
+    if there is not None and there != text and not _is_ours(_CONFIGURATION):
+        raise Conflict(f"{_CONFIGURATION} exists and isn't from atoll cni install", "move it away first")
+    if dry_run:
+        click.echo(f"mkdir -p {_CONFIGURATIONS}\ncat > {_CONFIGURATION} <<'END'\n{text}END")
+        return
+    with _said(f"writing {_CONFIGURATION}"):
+        os.makedirs(_CONFIGURATIONS, mode=0o755, exist_ok=True)
+        fresh = f"{_CONFIGURATION}.{os.getpid()}"
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+        # At once: a runtime may watch the folder and read what it sees.
+        os.rename(fresh, _CONFIGURATION)
+    click.echo(_CONFIGURATION)
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1 << 20)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Failed(f"reading {path}: {error.strerror}", errno=error.errno or 0) from None
+
+
+def _parsed(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(_read(path) or "")
+    except (ValueError, RecursionError, AtollError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_ours(path: str) -> bool:
+    return _parsed(path).get("//") == _MARK
+
+
+def _lists() -> list[dict[str, Any]]:
+    """The network configurations in the order in which runtimes look at them, by name."""
+    try:
+        names = sorted(os.listdir(_CONFIGURATIONS))
+    except OSError:
+        return []
+    found: list[dict[str, Any]] = []
+    for name in names:
+        if name.endswith((".conflist", ".conf", ".json")):
+            path = os.path.join(_CONFIGURATIONS, name)
+            said = _parsed(path)
+            plugins = said.get("plugins") if isinstance(said.get("plugins"), list) else [said]
+            types = [str(plugin.get("type", "?")) for plugin in plugins or [] if isinstance(plugin, dict)]
+            found.append({"path": path, "name": str(said.get("name", "?")), "plugins": types})
+    return found
+
+
+@contextlib.contextmanager
+def _said(doing: str) -> Iterator[None]:
+    """Errors of files as errors of ours."""
+    try:
+        yield
+    except PermissionError as error:
+        raise Denied(f"{doing}: {error.strerror}", "run as root") from None
+    except OSError as error:
+        raise Failed(f"{doing}: {error.strerror}", errno=error.errno or 0) from None

@@ -1,0 +1,180 @@
+"""What is left of Docker's here that Docker doesn't know any more, and the other way round. On the engine's thread.
+
+A call may be under way whose outcome Docker's list doesn't show yet. So nothing is taken away that was missing from one list only: it must
+be here before two lists, some seconds apart, and in neither.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from atoll.errors import AtollError
+from atoll.frontends.docker import driver, protocol
+from atoll.frontends.docker.records import HOLDER, attached, owner
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from atoll.frontends.docker.api import DockerNetworkThere, IpamPool
+    from atoll.frontends.docker.door import Door
+
+#: Names of the driver as Docker's networks have it: the spec's file name.
+DRIVER: Final = "atoll"
+_OWNER: Final = owner("")
+_SOURCE: Final = "docker:"
+
+
+class Item(NamedTuple):
+    """Something that one side has: its kind and the ids that tell it from others."""
+
+    kind: str
+    id: str
+    of: str = ""
+
+
+class There(NamedTuple):
+    """What Docker has: its networks in all detail, ours and others'."""
+
+    networks: Sequence[DockerNetworkThere]
+
+    def ids(self) -> set[str]:
+        return {network.id for network in self.networks}
+
+    def endpoints(self) -> set[str]:
+        return {end.endpoint for network in self.networks for end in (network.endpoints or {}).values()}
+
+    def pools(self) -> Iterator[IpamPool]:
+        """Of networks that take their addresses from our IPAM driver."""
+        for network in self.networks:
+            if network.ipam.driver == DRIVER:
+                yield from network.ipam.pools or ()
+
+    def addresses(self) -> set[str]:
+        """All that may be in use: gateways, reserved ones, endpoints'."""
+        found = {end_address for n in self.networks for end in (n.endpoints or {}).values() for end_address in (end.address4, end.address6)}
+        for network in self.networks:
+            for pool in network.ipam.pools or ():
+                found |= {pool.gateway, *(pool.aux or {}).values()}
+        return {text.partition("/")[0] for text in found if text}
+
+
+# --- what is here and not there ------------------------------------------------------------------------------------------------------
+
+
+def here(door: Door) -> set[Item]:
+    """All that Docker has made us have; before Docker is asked for its list."""
+    engine, records = door.engine, door.records
+    found = {Item("network", id_) for id_ in records.networks} | {Item("endpoint", id_) for id_ in records.endpoints}
+    found |= {Item("pool", id_) for id_ in records.pools}
+    found |= {Item("orphan", end.id) for end in engine.state.owned_by(_OWNER) if end.owner.removeprefix(_OWNER) not in records.endpoints}
+    found |= {Item("namespace", ns.name) for ns in engine.namespaces() if ns.is_external and ns.source.startswith(_SOURCE)}
+    found |= {Item("hold", address, network) for (network, address), holder in engine.state.holds.items() if holder == HOLDER}
+    for pool in records.pools.values():
+        if not pool.network:
+            found |= {Item("lease", address, pool.id) for address in engine.leases(pool.id)}
+    return found
+
+
+def stale(door: Door, before: Collection[Item], there: There) -> set[Item]:
+    """What of `before` Docker doesn't know."""
+    engine, records = door.engine, door.records
+    ids, endpoints, addresses = there.ids(), there.endpoints(), there.addresses()
+    pools = {pool.subnet for pool in there.pools()}
+    waiting = {text.partition("/")[0] for record in records.endpoints.values() if record.id in endpoints for text in record.addresses}
+    found: set[Item] = set()
+    for item in before:
+        match item.kind:
+            case "network" | "endpoint":
+                gone = item.id not in (ids if item.kind == "network" else endpoints)
+            case "pool":
+                pool = records.pools.get(item.id)
+                gone = pool is not None and pool.docker_network not in ids and (bool(pool.docker_network) or pool.subnet not in pools)
+            case "namespace":
+                gone = not engine.state.endpoints_of(item.id)
+            case "hold" | "lease":
+                gone = item.id not in addresses and item.id not in waiting
+            case _:
+                gone = True
+        if gone:
+            found.add(item)
+    return found
+
+
+def remove(door: Door, items: Collection[Item]) -> list[AtollError]:
+    """Take away what was found stale twice; endpoints first, since networks stand on nothing else."""
+    errors: list[AtollError] = []
+    order = ("endpoint", "orphan", "network", "namespace", "hold", "lease", "pool")
+    for item in sorted(items, key=lambda item: (order.index(item.kind), item)):
+        try:
+            _remove(door, item)
+        except AtollError as error:
+            errors.append(error)
+    return errors
+
+
+def _remove(door: Door, item: Item) -> None:
+    engine, records = door.engine, door.records
+    match item.kind:
+        case "network":
+            driver.delete_network(door, protocol.OfNetwork(network=item.id))
+        case "endpoint" if item.id in records.endpoints:
+            driver.forget_endpoint(door, records.endpoints[item.id])
+        case "orphan" if item.id in engine.state.endpoints:
+            end = engine.state.endpoints[item.id]
+            engine.disconnect(end.network, end.namespace)
+        case "namespace" if item.id in engine.state.namespaces and not engine.state.endpoints_of(item.id):
+            engine.remove_namespace(item.id)
+        case "pool" if item.id in records.pools:
+            door.forget_pool(records.pools[item.id])
+        case "hold" if item.of in engine.state.networks:
+            door.drop_hold(engine.state.networks[item.of], item.id)
+        case "lease" if item.of in records.pools:
+            engine.release_lease(item.of, item.id)
+
+
+# --- what is there and not here ------------------------------------------------------------------------------------------------------
+
+
+def lost(door: Door, there: There) -> set[str]:
+    """The ids of networks that Docker has from us and we don't know."""
+    return {network.id for network in there.networks if network.driver == DRIVER and network.id not in door.records.networks}
+
+
+def restore(door: Door, network: DockerNetworkThere) -> str:
+    """Make a network again that Docker has and we have lost, as Docker would ask for it; what keeps it from that."""
+    help_ = f"docker network rm {network.name}, and create it anew"
+    if network.ipam.driver == DRIVER:
+        return f"Docker's network {network.name[:80]} is unknown here, and so is its address pool; {help_}"
+    pools = [_pool_data(pool) for pool in network.ipam.pools or ()]
+    options = protocol.NetworkOptions(ipv4=network.ipv4, ipv6=network.ipv6, internal=network.internal, generic=network.options)
+    call = protocol.CreateNetwork(
+        network=network.id,
+        options=options,
+        ipv4=[pool for pool in pools if ":" not in pool.pool],
+        ipv6=[pool for pool in pools if ":" in pool.pool],
+    )
+    try:
+        driver.create_network(door, call)
+    except AtollError as error:
+        return f"Docker's network {network.name[:80]} is unknown here and can't be made again: {error.what}; {help_}"
+    return ""
+
+
+def _pool_data(pool: IpamPool) -> protocol.PoolData:
+    length = pool.subnet.rpartition("/")[2]
+    gateway = f"{pool.gateway.partition('/')[0]}/{length}" if pool.gateway else ""
+    aux = {name: f"{text.partition('/')[0]}/{length}" for name, text in (pool.aux or {}).items()}
+    return protocol.PoolData(pool=pool.subnet, gateway=gateway, aux=aux)
+
+
+def unknown_endpoints(door: Door, there: There) -> list[str]:
+    """The ids of containers that Docker has on our networks, and that have no endpoint here."""
+    found: list[str] = []
+    for network in there.networks:
+        if network.id not in door.records.networks:
+            continue
+        for container, end in (network.endpoints or {}).items():
+            record = door.records.endpoints.get(end.endpoint)
+            if record is None or (record.joined and attached(door.engine, record) is None):
+                found.append(container)
+    return found
