@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from atoll.frontends.netavark.options import Options
     from atoll.model import Network, Prefix
 
-#: The label of a network that was made for Podman, which goes with its last endpoint.
+#: The label of a network that was made for Podman.
 DOOR: Final = "atoll.door"
 PODMAN: Final = "podman"
 #: Podman's containers know each other as NAME.dns.podman, too.
@@ -148,8 +148,8 @@ def _check_possible(network: words.Network, driver: str, options: Options) -> No
 def _options(network: words.Network, driver: str, options: Options) -> dict[str, str]:
     interface = network.network_interface or ""
     if driver != "bridge":
-        return {"mode": options.mode, **({"parent": interface} if interface else {})}
-    found = {"bridge": interface}
+        return {"mode": options.mode, "fleeting": "true", **({"parent": interface} if interface else {})}
+    found = {"bridge": interface, "fleeting": "true"}
     if network.dns_enabled:
         found["domain"] = DOMAIN
     for source in options.outbound:

@@ -14,7 +14,6 @@ from msgspec import structs
 
 from atoll.errors import AtollError, Conflict, Invalid
 from atoll.frontends.netavark import networks, words
-from atoll.frontends.netavark.teardown import release_networks
 from atoll.model import MAX_SERVERS, interface
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def _network(engine: Engine, wanted: Attachment, undo: ExitStack) -> Network:
     if found is not None:
         return engine.serve_names(found.name, domains=(networks.DOMAIN,)) if wanted.dns and found.resolvers() else found
     made = engine.create_network_explained(wanted.request).network
-    undo.callback(_quietly, lambda: release_networks(engine, [made.name]))
+    undo.callback(_quietly, engine.release_idle)
     return made
 
 
