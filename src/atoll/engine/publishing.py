@@ -60,8 +60,9 @@ class PortVerbs(Base):
         with contextlib.ExitStack() as held:
             return self._publish_plan(*self._publishing(namespace, specs, network, interface, held))
 
-    def unpublish(self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "") -> Endpoint:
-        """Take published ports back and forget the connections that came through them."""
+    def unpublish(self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "", ending: bool = False) -> Endpoint:
+        """Take published ports back and forget the connections that came through them. `ending`: the endpoint is about to go as well, so
+        they are forgotten together with others a moment later (`settle`)."""
         faults.begin("unpublish")
         endpoint, ports = self._unpublishing(namespace, specs, network, interface)
         kept = list(endpoint.ports)
@@ -73,7 +74,8 @@ class PortVerbs(Base):
         self.state.put_endpoint(made, removed=ports)
         self.delete_elements(element for port in ports for element in port_elements(endpoint, port))
         self._stale |= {ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports}
-        self.settle()
+        if not ending:
+            self.settle()
         self._tell_services(endpoint, made)
         self.emit("port.unpublish", namespace=namespace, ports=[str(port) for port in ports])
         return made
