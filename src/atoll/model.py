@@ -105,7 +105,7 @@ class Network(Struct, frozen=True, omit_defaults=True):
     `nat="snat"`. With `dns` the gateway of a bridge network answers for names, below `domains` as well as below `NETWORK.atoll`, and asks
     `servers` (none: the host's) about those of the world outside. `isolation`: networks that are `open` reach each other and `isolated`
     ones; `isolated` ones don't reach each other; a `strict` one reaches no other. `routes`, `default_route` and `metric` are those of its
-    endpoints that say nothing else.
+    endpoints that say nothing else. A `fleeting` one goes with its last endpoint.
 
     `nat` says whether what leaves keeps its address: where it is `routed` the outside also reaches the endpoints by theirs, where it is
     `kept` it doesn't. The gateway modes are Docker's: `nat-unprotected` opens the endpoints to the outside; `routed` keeps addresses,
@@ -147,6 +147,7 @@ class Network(Struct, frozen=True, omit_defaults=True):
     dns: bool = True
     servers: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    fleeting: bool = False
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
     shards: int = 1

@@ -240,6 +240,8 @@ class EndpointVerbs(PortVerbs):
             if self.state.mac_taken(network, mac):
                 raise Conflict(f"MAC address {mac} is taken on network {network.name}", "choose another, or none for a random one")
             return mac
+        if network.mode == "passthru":
+            return self.links()[network.parent].mac  # the kernel gives it that, and to set another would change the parent's
         while self.state.mac_taken(network, mac := self.new_mac()):
             pass
         return mac

@@ -36,7 +36,7 @@ _SYNONYMS: Final = {
 _MASQUERADE: Final = f"{_DOCKER}bridge.enable_ip_masquerade"
 _MESSAGES: Final = f"{_DOCKER}advertise_addr_nmsgs"
 _INTERVAL: Final = f"{_DOCKER}advertise_addr_ms"
-_OF_ALL: Final = ("mtu", "interface-prefix", "no-default-route", "metric", "ipv4", "ipv6")
+_OF_ALL: Final = ("mtu", "interface-prefix", "no-default-route", "metric", "ipv4", "ipv6", "fleeting")
 KNOWN: Final = {
     "bridge": (
         "bridge", "icc", "isolation", "masquerade", "nat", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate", "domain",
@@ -99,6 +99,7 @@ _FIELDS: Final[dict[str, tuple[str, Callable[[str, str], object]]]] = {
     "guard": ("guard", _boolean),
     "ipv4": ("ipv4", _boolean),
     "ipv6": ("ipv6", _boolean),
+    "fleeting": ("fleeting", _boolean),
     "mtu": ("mtu", _number),
     "metric": ("metric", _number),
     "no-default-route": ("default_route", lambda name, text: not _boolean(name, text)),

@@ -63,6 +63,7 @@ class NetworkRequest(Struct, frozen=True, forbid_unknown_fields=True):
     metric: int = 0
     dns: bool = True
     servers: tuple[str, ...] = ()
+    fleeting: bool = False
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
 
@@ -119,6 +120,7 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
         subnets=subnets,
         kept_addresses=kept,
         internal=request.internal,
+        fleeting=request.fleeting,
         routes=tuple(map(check_route, request.routes)),
         default_route=request.default_route,
         metric=check_metric(request.metric),

@@ -60,6 +60,7 @@ class Reconcile(PoolVerbs, ExternalVerbs, NamingVerbs):
                 self._take_down(network)
         self.reopen_processes()
         self.release_vanished()
+        self.release_idle()
         if self.state.networks or self._leftovers():
             self.repair()
         elif any(nft.has_table(self.host.nfnl, family, TABLE) for family in FAMILIES):
