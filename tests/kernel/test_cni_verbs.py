@@ -395,5 +395,5 @@ def test_bad_input_is_refused_and_changes_nothing(
     assert answer["msg"]
     assert "\n" not in answer["msg"]
     state = door.engine.state
-    assert not (state.endpoints or state.namespaces or state.networks)
+    assert not any((state.endpoints, state.namespaces, state.networks))
     assert links("c1") == links() == {"lo"}

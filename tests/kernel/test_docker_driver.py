@@ -206,7 +206,7 @@ def test_an_address_is_dockers_until_it_is_released(engine: Engine) -> None:
     engine.connect(name, "plain", addresses=[address])
     # It is somebody else's now, and another release changes nothing.
     dockerd.call("IpamDriver.ReleaseAddress", PoolID=pool, Address=address)
-    assert engine.state.find_endpoint(atolls(dockerd, 1), "plain") is not None
+    assert engine.state.endpoint(atolls(dockerd, 1), "plain").address(4) == address
     assert "is held by plain" in dockerd.refused("IpamDriver.RequestAddress", PoolID=pool, Address=address, Options={})
 
 

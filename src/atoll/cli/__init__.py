@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "dns": ("atoll.cli.dns", "Ask for names, and have the host know them: lookup, status, install, uninstall."),
     "docker": ("atoll.cli.docker", "Make Docker's networks with Atoll: install, uninstall, status."),
     "cni": ("atoll.cli.cni", "Serve CNI runtimes (Kubernetes, containerd, Podman): install, uninstall, status."),
+    "podman": ("atoll.cli.podman", "Make Podman's networks with Atoll: install, uninstall, status."),
     "graph": ("atoll.cli.graph", "Draw what there is: a picture for the terminal, SVG, PNG, dot, Mermaid or JSON."),
     "explain": ("atoll.cli.explain", "Say what happens to a packet from one place to another, and why."),
     "status": ("atoll.cli.system", "Show what the daemon manages and whether anything is in its way."),

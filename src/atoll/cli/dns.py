@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import click
 
-from atoll.cli import client, output
+from atoll.cli import client, output, own_file
 from atoll.cli.enter import enter
-from atoll.errors import AtollError, Conflict, Denied, Failed, Invalid, NotFound, one_line
+from atoll.errors import Invalid, NotFound, one_line
 
 #: What has the host's own resolver ask us about names below `atoll`: the file, what it says, and what makes the resolver read it.
 _DROP_INS: Final = {
@@ -159,14 +159,8 @@ def install(resolver: str, only_print: bool) -> None:
     if only_print:
         click.echo(f"# {path}\n{text}", nl=False)
         return
-    _ours(path)
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise _refused(f"writing {path}", error) from None
+    own_file.is_there(path, _HEAD, "atoll dns install")
+    own_file.write(path, text)
     click.echo(f"{path} written; now: {command}")
 
 
@@ -175,29 +169,7 @@ def install(resolver: str, only_print: bool) -> None:
 def uninstall(resolver: str) -> None:
     """Take away what `install` wrote."""
     path, _, command = _DROP_INS[resolver]
-    if not _ours(path):
+    if not own_file.is_there(path, _HEAD, "atoll dns install"):
         raise NotFound(f"no {path}", "atoll dns install writes it")
-    try:
-        os.unlink(path)
-    except OSError as error:
-        raise _refused(f"removing {path}", error) from None
+    own_file.remove(path)
     click.echo(f"{path} removed; now: {command}")
-
-
-def _ours(path: str) -> bool:
-    """Whether the file is there. Raises `Conflict` when somebody else wrote it."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            if not file.read().startswith(_HEAD):
-                raise Conflict(f"{path} isn't from atoll dns install", "move it away first")
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise _refused(f"reading {path}", error) from None
-    return True
-
-
-def _refused(doing: str, error: OSError) -> AtollError:
-    if isinstance(error, PermissionError):
-        return Denied(f"{doing}: {error.strerror}", "run as root")
-    return Failed(f"{doing}: {error.strerror}", errno=error.errno or 0)

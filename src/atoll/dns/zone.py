@@ -25,7 +25,8 @@ KEPT: Final = 16384
 
 
 class NetworkNames(Struct, frozen=True):
-    """A network as DNS sees it. `listen` are its gateway addresses, `servers` who is asked what we don't know."""
+    """A network as DNS sees it. `listen` are its gateway addresses, `servers` who is asked what we don't know; below `domains` its names
+    are to be found as well."""
 
     id: str
     name: str
@@ -33,6 +34,7 @@ class NetworkNames(Struct, frozen=True):
     subnets: tuple[str, ...]
     internal: bool
     servers: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
 
 
 class EndpointNames(Struct, frozen=True):
@@ -140,6 +142,7 @@ class Known:
     def rename(self, names: NetworkNames) -> None:
         self.names = names
         self.domain = names.name.lower()
+        self.suffixes = tuple(f".{domain}" for domain in names.domains)
         self.subnets = tuple(map(ipaddress.ip_network, names.subnets))
 
     def put(self, endpoint: EndpointNames) -> None:
@@ -173,6 +176,7 @@ class Known:
         for name in endpoint.names:
             lower = name.lower()
             yield from (lower, f"{lower}.{self.domain}", f"{lower}.{self.domain}{_SUFFIX}")
+            yield from (lower + suffix for suffix in self.suffixes)
         for address in endpoint.addresses:
             yield wire.reverse_of(address)
 
@@ -347,6 +351,9 @@ class Zone:
             inside = name.removesuffix(_SUFFIX)
             exists = any(network.domain == inside for network in self._seen_by(view))
             return Found() if exists else Found(wire.NXDOMAIN)
+        further = {suffix for network in self._seen_by(view) for suffix in network.suffixes if f".{name}".endswith(suffix)}
+        if further:
+            return Found() if f".{name}" in further else Found(wire.NXDOMAIN)
         return None
 
     def _seen_by(self, view: View) -> Iterator[Known]:
@@ -362,16 +369,23 @@ class Zone:
         full = name.endswith(_SUFFIX)
         inside = name.removesuffix(_SUFFIX)
         short = not full and view.networks is not None
-        networks = self._by_domain(inside) if view.networks is None else self._seen_by(view)
+        networks = self._by_domain(name, inside) if view.networks is None else self._seen_by(view)
         for network in networks:
             found = list(network.named(name)) if short else []
             if (full or short) and network.domain and inside.endswith(f".{network.domain}"):
                 found += network.named(inside[: -len(network.domain) - 1])
+            for suffix in network.suffixes:
+                if name.endswith(suffix):
+                    found += network.named(name.removesuffix(suffix))
             for endpoint in found:
                 yield network, endpoint
 
-    def _by_domain(self, inside: str) -> Iterator[Known]:
-        return (network for network in self.networks.values() if inside.endswith(f".{network.domain}"))
+    def _by_domain(self, name: str, inside: str) -> Iterator[Known]:
+        return (
+            network
+            for network in self.networks.values()
+            if inside.endswith(f".{network.domain}") or (network.suffixes and name.endswith(network.suffixes))
+        )
 
     def _of_name(self, query: wire.Query, endpoints: list[tuple[Known, EndpointNames]]) -> Found:
         match query.kind:

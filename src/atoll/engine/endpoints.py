@@ -50,6 +50,7 @@ class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     aliases: tuple[str, ...] = ()
     gateway_priority: int = 0
     publish: tuple[str, ...] = ()
+    ports_held: bool = False
     ingress_rate: str = ""
     egress_rate: str = ""
     routes: tuple[Route, ...] = ()
@@ -174,7 +175,8 @@ class EndpointVerbs(PortVerbs):
         )
         if ports:
             families = [version for version in (4, 6) if where.has(version)]
-            endpoint = structs.replace(endpoint, ports=self.choose_ports(where, endpoint, ports, families=families, held=held))
+            ports = self.choose_ports(where, endpoint, ports, families=families, held=held, ports_held=options.ports_held)
+            endpoint = structs.replace(endpoint, ports=ports)
         if who.is_external:
             endpoint = structs.replace(endpoint, interface=endpoint.spare)
         endpoint = structs.replace(endpoint, addresses=self._addresses(where, namespace, options.addresses, options.holder))
@@ -223,9 +225,9 @@ class EndpointVerbs(PortVerbs):
             if check_interface(wanted) in taken or wanted == "lo":
                 raise Conflict(f"{namespace.name} has an interface {wanted}", "choose another name")
             return wanted
-        while f"eth{number}" in taken:
+        while f"{network.interface_prefix}{number}" in taken:
             number += 1
-        return f"eth{number}"
+        return f"{network.interface_prefix}{number}"
 
     def choose_mac(self, network: Network, wanted: str) -> str:
         """The one that is wanted, or one that nobody has."""
@@ -238,6 +240,8 @@ class EndpointVerbs(PortVerbs):
             if self.state.mac_taken(network, mac):
                 raise Conflict(f"MAC address {mac} is taken on network {network.name}", "choose another, or none for a random one")
             return mac
+        if network.mode == "passthru":
+            return self.links()[network.parent].mac  # the kernel gives it that, and to set another would change the parent's
         while self.state.mac_taken(network, mac := self.new_mac()):
             pass
         return mac

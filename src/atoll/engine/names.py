@@ -32,6 +32,7 @@ def network_names(network: Network) -> NetworkNames:
         subnets=tuple(subnet.subnet for subnet in network.subnets),
         internal=network.internal,
         servers=network.servers,
+        domains=network.domains,
     )
 
 

@@ -12,16 +12,16 @@ from atoll.drivers import of
 from atoll.engine import host_side
 from atoll.engine.base import Base
 from atoll.engine.network_request import Chosen, HostFacts, NetworkRequest, choose
-from atoll.errors import AtollError, Conflict, Denied, Failed
+from atoll.errors import AtollError, Conflict, Denied, Failed, Invalid
 from atoll.firewall.elements import Element, change, network_elements, statement
 from atoll.firewall.skeleton import RESET, SKELETON
 from atoll.kernel import rtnl
-from atoll.model import PREDEFINED, Network, as_tuples
+from atoll.model import PREDEFINED, Network, as_tuples, check_domains, check_servers
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import NftScript, Operation, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 class NetworkVerbs(Base):
@@ -78,7 +78,39 @@ class NetworkVerbs(Base):
     def plan_remove_network(self, name: str) -> Plan:
         network = self._removable(name)
         back: list[Operation] = list(host_side.put_back(self.store.facts("former:"), network, self.state.networks.values()))
-        return Plan.of(of(network).network_down(network), [self._firewall_without(network)], back)
+        return Plan.of(of(network).network_down(self._without_shared(network)), [self._firewall_without(network)], back)
+
+    def serve_names(self, name: str, *, servers: Sequence[str] | None = None, domains: Sequence[str] = ()) -> Network:
+        """Have a network with DNS ask other `servers` (none: the host's) about the world outside, and answer below further `domains`."""
+        network = self.state.network(name)
+        changed = structs.replace(
+            network,
+            servers=network.servers if servers is None else check_servers(servers),
+            domains=tuple(dict.fromkeys((*network.domains, *check_domains(domains)))),
+        )
+        if changed == network:
+            return network
+        if not network.resolvers():
+            raise Invalid(f"network {network.name} answers for no names", "create it without --no-dns")
+        with self.store.transaction():
+            self.store.put(changed)
+        self.state.update_network(changed)
+        self.names.put_network(changed)
+        self.names.tell()
+        self.emit("network.change", network=network.name, id=network.id)
+        return changed
+
+    def release_idle(self) -> list[AtollError]:
+        """Remove the fleeting networks that nobody is on; what could not be taken away."""
+        errors: list[AtollError] = []
+        for network in [network for network in self.state.networks.values() if network.fleeting and not self.state.count_on(network)]:
+            try:
+                self.remove_network(network.id)
+            except Conflict:
+                continue  # an address of it is held for somebody
+            except AtollError as error:
+                errors.append(error)
+        return errors
 
     def prune_networks(self) -> list[Network]:
         """Remove every network without endpoints."""
@@ -126,7 +158,7 @@ class NetworkVerbs(Base):
             rules = [NftScript(RESET + SKELETON + statement("add", elements))]
         settings = host_side.set_up({setting: value for setting, value in wanted.items() if setting in former})
         # Forwarding before addresses: the kernel would join an address's anycast group twice if it came right after, and never leave it.
-        return Plan.of(rules, settings, of(network).network_up(network)), former, fence
+        return Plan.of(rules, settings, of(network).network_up(self._without_shared(network))), former, fence
 
     def _removable(self, name: str) -> Network:
         network = self.state.network(name)
@@ -142,10 +174,16 @@ class NetworkVerbs(Base):
         others = [other for other in self.state.bridge_networks() if other.id != network.id]
         return NftScript(RESET) if not others else change("delete", network_elements(network))[0]
 
+    def _without_shared(self, network: Network) -> Network:
+        """As one that didn't make its parent while others are on that: it comes with the first of them and goes with the last."""
+        others = (other for other in self.state.networks.values() if other.id != network.id)
+        shared = network.made_parent and any(other.made_parent and other.parent == network.parent for other in others)
+        return structs.replace(network, made_parent=False) if shared else network
+
     def _take_down(self, network: Network) -> list[AtollError]:
         """Take away all that a network's record speaks of, and the record; its links before its rules."""
         self.settle()
-        errors = dismantle(self.host, Plan(tuple(of(network).network_down(network))))
+        errors = dismantle(self.host, Plan(tuple(of(network).network_down(self._without_shared(network)))))
         self.state.drop_network(network)
         if network.driver == "bridge":
             faults.step()

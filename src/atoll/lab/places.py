@@ -197,7 +197,7 @@ class Namespace(Place):
 
     def publish(self, *specs: str, network: str = "") -> None:
         """Publish ports on the host: "8080:80", as in `atoll publish`."""
-        self.host.engine.publish(self.name, specs, **({"network": network} if network else {}))
+        self.host.engine.publish(self.name, specs, network=network)
 
 
 class _Engine(Engine):

@@ -174,7 +174,6 @@ def create_endpoint(door: Door, call: protocol.CreateEndpoint) -> protocol.Creat
         record = DockerEndpoint(
             id=call.endpoint,
             network=call.network,
-            mac=_mac(door, network, given.mac),
             ports=words.ports("NetworkDriver.CreateEndpoint", call.options) or (),
             ingress_rate=wish.ingress_rate,
             egress_rate=wish.egress_rate,
@@ -183,6 +182,7 @@ def create_endpoint(door: Door, call: protocol.CreateEndpoint) -> protocol.Creat
         door.records.put(record)
         try:
             record = structs.replace(record, addresses=_addresses(door, network, record, given))
+            record = structs.replace(record, mac=_mac(door, network, record, given.mac))
             door.records.put(record)
         except AtollError:
             forget_endpoint(door, record)
@@ -198,16 +198,18 @@ def create_endpoint(door: Door, call: protocol.CreateEndpoint) -> protocol.Creat
     )
 
 
-def _mac(door: Door, network: Network, wanted: str) -> str:
-    """Docker's `--mac-address`, or one that is free. An ipvlan endpoint has its parent's."""
+def _mac(door: Door, network: Network, record: DockerEndpoint, wanted: str) -> str:
+    """Docker's `--mac-address`, or one made of the address as Docker's own bridge makes it: Docker gives an address anew at once, and who
+    has spoken to it would go on sending to its last owner's MAC. An ipvlan endpoint has its parent's."""
     if network.driver == "ipvlan":
         return ""
     if wanted:
         return check_mac(wanted)
-    taken = {endpoint.mac for endpoint in door.records.endpoints.values()}
-    while (mac := door.engine.new_mac()) in taken or door.engine.state.mac_taken(network, mac):
-        pass
-    return mac
+    made = "02:42:" + parse_address(record.addresses[0].partition("/")[0], "address").packed[-4:].hex(":")
+    taken = {endpoint.mac for endpoint in door.records.on_network(record.network)}
+    while made in taken or door.engine.state.mac_taken(network, made):
+        made = door.engine.new_mac()
+    return made
 
 
 def _addresses(door: Door, network: Network, record: DockerEndpoint, given: protocol.EndpointInterface) -> tuple[str, ...]:
@@ -330,7 +332,7 @@ def program_external_connectivity(door: Door, call: protocol.ProgramExternalConn
     door.records.put(structs.replace(record, ports=ports, external=True))
     if ports:
         try:
-            engine.publish(made.namespace, ports, network=network.id)
+            engine.publish(made.namespace, ports, network=network.id, interface=made.interface)
         except AtollError:
             door.records.put(structs.replace(record, external=False))
             raise
@@ -397,7 +399,7 @@ def _revoke(door: Door, record: DockerEndpoint) -> DockerEndpoint:
 
 
 def _close_ports(door: Door, made: Endpoint) -> None:
-    door.engine.unpublish(made.namespace, [str(port) for port in made.ports], network=made.network)
+    door.engine.unpublish(made.namespace, [str(port) for port in made.ports], network=made.network, interface=made.interface, ending=True)
 
 
 def _detach(door: Door, record: DockerEndpoint) -> None:
@@ -409,10 +411,10 @@ def _detach(door: Door, record: DockerEndpoint) -> None:
     engine, name = door.engine, made.namespace
     if engine.state.namespaces[name].kind == "external" and len(engine.state.endpoints_of(name)) == 1:
         with contextlib.suppress(AtollError):  # a program that Atoll runs in it keeps it
-            engine.remove_namespace(name)
+            engine.remove_namespace(name, ending=True)
     if attached(engine, record) is not None:
         try:
-            engine.disconnect(made.network, name)
+            engine.disconnect(made.network, name, interface=made.interface)
         except AtollError:
             if attached(engine, record) is not None:
                 raise

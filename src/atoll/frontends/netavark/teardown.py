@@ -1,0 +1,98 @@
+"""`netavark teardown`: a container off its networks. All of it is tried, whatever fails; what isn't there is no error.
+
+Networks that were made for Podman are fleeting: they go with their last endpoint, as they do with netavark.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from atoll.errors import AtollError, Failed
+from atoll.frontends.netavark import networks, words
+from atoll.plan.execute import dismantle
+from atoll.plan.operations import HOST, LinkDelete, Plan
+
+if TYPE_CHECKING:
+    from atoll.engine import Engine
+    from atoll.model import Endpoint, Network
+
+
+def is_ours(engine: Engine, container: words.Container) -> bool:
+    """Whether anything of this container is under our care."""
+    return bool(engine.state.owned(networks.owner(container.container_id)))
+
+
+def teardown(engine: Engine, container: words.Container) -> None:
+    """Take the container off the networks that are named. Raises one error that names all there were."""
+    named = {network.name for network, _ in container.attachments()}
+    leaving: list[Endpoint] = []
+    staying: list[Endpoint] = []
+    for endpoint in engine.state.owned(networks.owner(container.container_id)):
+        (leaving if engine.state.network(endpoint.network).name in named else staying).append(endpoint)
+    errors: list[AtollError] = []
+    former = {network.bridge for network, _ in _managed(engine, container) if not network.made_bridge}
+    for namespace in dict.fromkeys(endpoint.namespace for endpoint in leaving):
+        errors += _leave(engine, namespace, [endpoint for endpoint in leaving if endpoint.namespace == namespace])
+    if staying:
+        errors += _publish_elsewhere(engine, leaving, staying)
+    errors += engine.release_idle()
+    errors += _remove_bridges(engine, former)
+    if errors:
+        raise errors[0] if len(errors) == 1 else Failed("; ".join(error.what for error in errors))
+
+
+def _leave(engine: Engine, name: str, leaving: list[Endpoint]) -> list[AtollError]:
+    """Let the whole namespace go if nothing else holds it, which costs less than one endpoint after the other."""
+    namespace = engine.state.namespaces.get(name)
+    ids = {endpoint.id for endpoint in leaving}
+    others = [endpoint for endpoint in engine.state.endpoints_of(name) if endpoint.id not in ids]
+    try:
+        if namespace is not None and namespace.kind == "adopted" and namespace.source.startswith(f"{networks.PODMAN}:") and not others:
+            engine.remove_namespace(name)
+            return []
+    except AtollError as error:
+        return [error]
+    errors: list[AtollError] = []
+    for endpoint in leaving:
+        try:
+            engine.disconnect(endpoint.network, name)
+        except AtollError as error:
+            errors.append(error)
+    return errors
+
+
+def _publish_elsewhere(engine: Engine, gone: list[Endpoint], staying: list[Endpoint]) -> list[AtollError]:
+    """What was published on a network that the container has left is published on one that it stays on, if that can."""
+    ports = [port for endpoint in gone for port in endpoint.ports]
+    able = [endpoint for endpoint in staying if _can_publish(engine.state.network(endpoint.network))]
+    if not ports or not able:
+        return []
+    heir = min(able, key=lambda endpoint: (endpoint.created, endpoint.number))
+    specs = [str(port) for port in ports if not port.host_version or heir.address(port.host_version)]
+    try:
+        if specs:
+            engine.publish(heir.namespace, specs, network=heir.network, ports_held=True)
+    except AtollError as error:
+        return [error]
+    return []
+
+
+def _can_publish(network: Network) -> bool:
+    return network.driver == "bridge" and not network.internal
+
+
+def _managed(engine: Engine, container: words.Container) -> list[tuple[Network, words.Network]]:
+    """The bridge networks of the call that were made for Podman, and whose bridge is Podman's to remove."""
+    by_name = {network.name: network for network in engine.state.networks.values() if network.driver == "bridge" and network.fleeting}
+    asked = [network for network, _ in container.attachments() if network.name in by_name]
+    return [(by_name[network.name], network) for network in asked if (network.options or {}).get("mode") != "unmanaged"]
+
+
+def _remove_bridges(engine: Engine, names: set[str]) -> list[AtollError]:
+    """Bridges that netavark had made before us go with their last port, whoever's that was, as they do with netavark."""
+    if not names:
+        return []
+    links = engine.links()
+    used = {bridge for network in engine.state.networks.values() for bridge in network.bridges()}
+    idle = [name for name in names - used if name in links and not any(link.master == links[name].ifindex for link in links.values())]
+    return dismantle(engine.host, Plan(tuple(LinkDelete(HOST, name) for name in idle)))
