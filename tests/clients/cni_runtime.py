@@ -55,11 +55,11 @@ def run_file(program: str, environment: Mapping[str, str], stdin: bytes) -> tupl
 
 
 def run_in(pid: int, *, also: Mapping[str, str] | None = None) -> Execute:
-    """The plugin as a process in the network and mount namespaces of another one; `also` are further words of its environment."""
+    """The plugin as a process on the private host of which `pid` is the first one; `also` are further words of its environment."""
 
     def execute(program: str, environment: Mapping[str, str], stdin: bytes) -> tuple[int, bytes, bytes]:
         surroundings = {"PATH": os.environ["PATH"], **(also or {}), **environment}
-        argv = ["nsenter", "-t", str(pid), "-n", "-m", "--", program]
+        argv = ["nsenter", "-t", str(pid), "-n", "-m", f"--pid=/proc/{pid}/ns/pid_for_children", "--", program]
         done = subprocess.run(argv, env=surroundings, input=stdin, capture_output=True, check=False, timeout=60)
         return done.returncode, done.stdout, done.stderr
 

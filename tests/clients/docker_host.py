@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.clients.neighbours_host import Host, need, private_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 ATOLL = str(Path(sys.executable).with_name("atoll"))
 #: Of the host, and of the machine outside.
@@ -109,6 +111,27 @@ class DockerHost:
     def wait_for(self, what: str, condition: Callable[[], bool], seconds: float = 20) -> float:
         return self.host.wait_for(what, condition, seconds)
 
+    def place(self, name: str) -> str:
+        """The first address of a namespace: a plain one's, or a container's by its name."""
+        return str(self.namespaces()[name]["endpoints"][0]["addresses"][0].partition("/")[0])
+
+    def first(self, network: str, *command: str, options: Sequence[str] = ()) -> list[str]:
+        """What a container finds whose first and only instruction it is to ask."""
+        return addresses(self.host.runner(["docker", "run", "--rm", "--network", network, *options, "busybox", *command])[1])
+
+    def empty(self) -> None:
+        """Remove what there is of Docker's; nothing of it may be left of ours, nor anything that isn't as it should be."""
+        if containers := self.docker("ps", "-aq").split():
+            self.docker("rm", "-f", *containers)
+        for name in self.docker("network", "ls", "--format", "{{.Name}}").split():
+            if name not in ("bridge", "host", "none"):
+                self.docker("network", "rm", name)
+        try:
+            self.wait_for("everything of Docker's to be gone", lambda: not self.left())
+        except pytest.fail.Exception as error:
+            pytest.fail(f"{self.left()}\n{error}")
+        assert "all is as it should be" in self.atoll("doctor")
+
     def lookup(self, container: str, name: str) -> list[str]:
         """What a container finds for a name, by what its resolv.conf says."""
         code, out, _ = self.host.runner(["docker", "exec", container, "nslookup", name])
@@ -130,7 +153,8 @@ class DockerHost:
 _FACTS = """
 import sqlite3
 db = sqlite3.connect("file:/var/lib/atoll/state.db?mode=ro", uri=True)
-for query in ("SELECT key FROM facts WHERE key LIKE 'docker.%'", "SELECT address FROM holds", "SELECT key FROM pools"):
+queries = "key FROM facts WHERE key LIKE 'docker.%'", "address FROM holds", "key FROM pools", "address FROM leases"
+for query in map("SELECT {}".format, queries):
     print(*(row[0] for row in db.execute(query)))
 """
 

@@ -89,6 +89,24 @@ class PodmanHost:
         """A container that says its name to whoever asks its port 80."""
         return self.run(name, *options, command=("sh", "-c", f"mkdir /www; echo {name} >/www/index.html; exec httpd -f -p 80 -h /www"))
 
+    def define(self, name: str, stem: str, **changes: Any) -> None:
+        """A network as Podman keeps it, with what its command line may not have yet; of the /24 that begins so."""
+        made = {
+            "name": name,
+            "id": f"{sum(map(ord, name)):064x}",
+            "driver": "bridge",
+            "network_interface": f"br-{name}",
+            "created": "2026-01-01T00:00:00Z",
+            "subnets": [{"subnet": f"{stem}.0/24", "gateway": f"{stem}.1"}],
+            "ipv6_enabled": False,
+            "internal": False,
+            "dns_enabled": True,
+            "ipam_options": {"driver": "host-local"},
+            **changes,
+        }
+        script = 'mkdir -p /etc/containers/networks; echo "$1" >/etc/containers/networks/$0.json'
+        self.host.run("sh", "-c", script, name, json.dumps(made))
+
     def exec(self, name: str, *argv: str) -> str:
         return self.podman("exec", name, *argv)
 

@@ -103,6 +103,7 @@ class Watcher:
         engine = self._engine
         engine.settle()
         engine.release_vanished()
+        engine.release_idle()
         engine.refresh_files()
         if self._settings_changed():
             engine.repair(namespaces=(), firewall=False)

@@ -27,7 +27,7 @@ _MOST: Final = 1 << 16
 
 def keep(engine: Engine, network: Network, name: str, data_dir: str) -> None:
     """Hold the addresses that host-local has given out on a network. One that can't be held was somebody's mistake, and is left."""
-    for text, owner in _files(os.path.join(data_dir or _FOLDER, name)):
+    for text, owner in files(data_dir, name):
         try:
             engine.hold_address(network.id, owner, text)
         except AtollError as error:
@@ -49,8 +49,9 @@ def collect(engine: Engine, request: Request) -> None:
             engine.drop_hold(network, text)
 
 
-def _files(folder: str) -> Iterator[tuple[str, str]]:
-    """Address and owner of each lease since the last boot."""
+def files(data_dir: str, name: str) -> Iterator[tuple[str, str]]:
+    """Address and owner of each lease of a network since the last boot."""
+    folder = os.path.join(data_dir or _FOLDER, name)
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     try:
         names = os.listdir(folder)

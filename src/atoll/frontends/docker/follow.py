@@ -104,8 +104,7 @@ def follow_container(door: Door, there: Container) -> Followed:
             engine.set_aliases(end.network, namespace.name, aliases)
     if there.settings.sandbox:
         _reveal(door, namespace, there.settings.sandbox)
-    own = _own_servers(there)
-    engine.set_resolver(namespace.name, RESOLVER if servers else "", servers=own)
+    engine.set_resolver(namespace.name, RESOLVER if servers else "", servers=_own_servers(door, there))
     return Followed(servers, problem)
 
 
@@ -175,17 +174,20 @@ def _usable(labels: dict[str, str]) -> dict[str, str]:
 
 def _asks_us(door: Door, there: Container) -> bool:
     """Whether its user named one of our gateways with `--dns`: Docker's resolver asks us then, so we must not ask it."""
-    gateways = {address for network in door.engine.state.bridge_networks() for address in network.resolvers()}
-    return any(server in gateways for server in there.host.dns or ())
+    return not _gateways(door).isdisjoint(there.host.dns or ())
 
 
-def _own_servers(there: Container) -> tuple[str, ...]:
+def _gateways(door: Door) -> set[str]:
+    return {address for network in door.engine.state.bridge_networks() for address in network.resolvers()}
+
+
+def _own_servers(door: Door, there: Container) -> tuple[str, ...]:
     """What `--dns` named, as far as it can be asked from the host; Docker's resolver asks the rest."""
     found: list[str] = []
     for text in there.host.dns or ():
         with contextlib.suppress(ValueError):
             value = ipaddress.ip_address(text)
-            if not (value.is_loopback or value.is_unspecified or value.is_multicast or "%" in text):
+            if not (value.is_loopback or value.is_unspecified or value.is_multicast or "%" in text or text in _gateways(door)):
                 found.append(str(value))
     return tuple(dict.fromkeys(found))[:MAX_SERVERS]
 

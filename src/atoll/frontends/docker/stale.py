@@ -75,6 +75,21 @@ def here(door: Door) -> set[Item]:
     return found
 
 
+class Missing(NamedTuple):
+    """What is here and not in Docker's list; the ids of networks that it has from us and we don't know, and of containers that it has on
+    our networks without an endpoint here; and the list."""
+
+    stale: set[Item]
+    lost: set[str]
+    bare: set[str]
+    there: There
+
+
+def missing(door: Door, before: Collection[Item], there: There) -> Missing:
+    lost = {network.id for network in there.networks if network.driver == DRIVER and network.id not in door.records.networks}
+    return Missing(stale(door, before, there), lost, _bare(door, there), there)
+
+
 def stale(door: Door, before: Collection[Item], there: There) -> set[Item]:
     """What of `before` Docker doesn't know."""
     engine, records = door.engine, door.records
@@ -135,11 +150,6 @@ def _remove(door: Door, item: Item) -> None:
 # --- what is there and not here ------------------------------------------------------------------------------------------------------
 
 
-def lost(door: Door, there: There) -> set[str]:
-    """The ids of networks that Docker has from us and we don't know."""
-    return {network.id for network in there.networks if network.driver == DRIVER and network.id not in door.records.networks}
-
-
 def restore(door: Door, network: DockerNetworkThere) -> str:
     """Make a network again that Docker has and we have lost, as Docker would ask for it; what keeps it from that."""
     help_ = f"docker network rm {network.name}, and create it anew"
@@ -167,14 +177,13 @@ def _pool_data(pool: IpamPool) -> protocol.PoolData:
     return protocol.PoolData(pool=pool.subnet, gateway=gateway, aux=aux)
 
 
-def unknown_endpoints(door: Door, there: There) -> list[str]:
-    """The ids of containers that Docker has on our networks, and that have no endpoint here."""
-    found: list[str] = []
+def _bare(door: Door, there: There) -> set[str]:
+    found: set[str] = set()
     for network in there.networks:
-        if network.id not in door.records.networks:
+        if network.driver != DRIVER:
             continue
         for container, end in (network.endpoints or {}).items():
             record = door.records.endpoints.get(end.endpoint)
             if record is None or (record.joined and attached(door.engine, record) is None):
-                found.append(container)
+                found.add(container)
     return found

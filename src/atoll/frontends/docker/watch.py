@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -232,33 +233,33 @@ class Watch:
     # --- comparing ---
 
     async def _compare(self) -> None:
-        """Carry everything over, and take away what Docker doesn't know."""
-        suspects = await self._suspects()
-        if suspects:
-            await asyncio.sleep(_DOUBT)
-            suspects &= await self._suspects(last=True)
-            for error in await self._on_engine(lambda: stale.remove(self._door, suspects)):
-                log.warning("%s", error)
-
-    async def _suspects(self, *, last: bool = False) -> set[stale.Item]:
-        """What Docker's list lacks, of what was here before it was asked for. The last time what we lack is made again."""
+        """Carry everything over; take away what Docker doesn't know, and make again what we don't."""
         assert self._docker is not None  # noqa: S101
-        before = await self._on_engine(lambda: stale.here(self._door))
-        there = stale.There(await self._details())
-        lost = await self._on_engine(lambda: stale.lost(self._door, there))
-        for network in there.networks:
-            if network.id in lost and last:
-                self._note(network.id, await self._on_engine(lambda network=network: stale.restore(self._door, network)))  # type: ignore[misc]
+        first = await self._missing()
         for id_ in await self._on_engine(lambda: list(self._door.records.networks)):
-            if id_ in there.ids():
+            with contextlib.suppress(NotFound):
                 await self._network(id_)
         for id_ in await self._docker.containers():
             self._look("container", id_)
-        for id_ in await self._on_engine(lambda: stale.unknown_endpoints(self._door, there)) if last else ():
+        if not (first.stale or first.lost or first.bare):
+            return
+        await asyncio.sleep(_DOUBT)
+        second = await self._missing()
+        for error in await self._on_engine(lambda: stale.remove(self._door, first.stale & second.stale)):
+            log.warning("%s", error)
+        for network in second.there.networks:
+            if network.id in first.lost & second.lost:
+                self._note(network.id, await self._on_engine(functools.partial(stale.restore, self._door, network)))
+                self._look("network", network.id)
+        for id_ in first.bare & second.bare:
             self._note(id_, f"container {id_[:12]} is on a network of ours and has no endpoint here; docker restart {id_[:12]}")
-        found: set[stale.Item] = await self._on_engine(lambda: stale.stale(self._door, before, there))
-        # What is lost must be missed twice as well.
-        return found | {stale.Item("lost", id_) for id_ in lost}
+
+    async def _missing(self) -> stale.Missing:
+        """What Docker's list lacks of what was here before it was asked for, and what it has that we lack."""
+        before = await self._on_engine(lambda: stale.here(self._door))
+        there = stale.There(await self._details())
+        found: stale.Missing = await self._on_engine(lambda: stale.missing(self._door, before, there))
+        return found
 
     async def _details(self) -> list[Any]:
         """Docker's networks with their endpoints; without those that go meanwhile."""

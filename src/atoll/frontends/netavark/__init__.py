@@ -21,7 +21,7 @@ from atoll.frontends.netavark.arguments import HELP, Arguments, parse
 from atoll.frontends.netavark.create import create, create_for_plugin
 from atoll.frontends.netavark.helpers import original
 from atoll.frontends.netavark.setup import setup
-from atoll.frontends.netavark.teardown import is_ours, release_networks, teardown
+from atoll.frontends.netavark.teardown import is_ours, teardown
 
 if TYPE_CHECKING:
     from msgspec import Struct
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from atoll.engine import Engine
     from atoll.frontends.call import Call
 
-__all__ = ["answer", "release_networks"]
+__all__ = ["answer"]
 
 #: The version of netavark whose words these are. Podman shows it and checks nothing; netavark's own tests do, so it can be set
 #: (the environment's NETAVARK_VERSION).

@@ -59,12 +59,14 @@ def create(engine: Engine, call: CreateCall) -> Network:
 
 
 def create_for_plugin(engine: Engine, network: Network) -> Network:
-    """The same for `podman network create -d atoll`, where Podman says nothing of what is used. Name, id and driver stay."""
+    """The same for `podman network create -d atoll`, where Podman says nothing of what is used. Name, id and driver stay. One with the
+    name of a network of Atoll's is that network.
+    """
     _check_name(network.name, network.id, ())
     _check_ipam(network)
     asked = _with_docker_options(network)
     given.parse("bridge", asked.options, strict=True)
-    subnets = list(asked.subnets or ())
+    subnets = list(asked.subnets or _subnets_of(engine, asked.name))
     if given.ipam(asked.ipam_options) == "host-local":
         versions = {words.parse_net(subnet.subnet).version for subnet in subnets}
         if 4 not in versions and not (subnets and not asked.ipv6_enabled):
@@ -175,6 +177,12 @@ def _free_device(engine: Engine, prefix: str, interfaces: Iterable[str], names: 
         if (name := f"{prefix}{number}") not in taken:
             return name
     raise Exhausted(f"could not find a free device name after {_MOST_DEVICES} attempts")
+
+
+def _subnets_of(engine: Engine, name: str) -> list[Subnet]:
+    """Those of Atoll's network of this name, which Podman's is to be."""
+    found = (network for network in engine.state.networks.values() if network.name == name)
+    return [words.Subnet(subnet.subnet, subnet.gateway or None) for network in found for subnet in network.subnets]
 
 
 def _used_by(engine: Engine) -> list[Prefix]:

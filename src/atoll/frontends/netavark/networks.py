@@ -17,12 +17,12 @@ from atoll.frontends.netavark import words
 from atoll.model import MAX_SERVERS, Route, check_interface, check_mac, check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from atoll.frontends.netavark.options import Options
     from atoll.model import Network, Prefix
 
-#: The label of a network that was made for Podman, which goes with its last endpoint.
+#: The label of a network that was made for Podman.
 DOOR: Final = "atoll.door"
 PODMAN: Final = "podman"
 #: Podman's containers know each other as NAME.dns.podman, too.
@@ -56,8 +56,8 @@ class Attachment(NamedTuple):
         return self.request.driver == "bridge" and not self.request.internal and self.addressed
 
 
-def attachment(network: words.Network, per: words.PerNetwork, container: words.Container) -> Attachment:
-    """Raises `Invalid` for what can't be, and for what Atoll can't do."""
+def attachment(network: words.Network, per: words.PerNetwork, container: words.Container, way_out: Callable[[], str]) -> Attachment:
+    """Raises `Invalid` for what can't be, and for what Atoll can't do. `way_out` says which interface of the host leads outside."""
     name = check_name(network.name, "network")
     driver = "bridge" if network.driver == PLUGIN else network.driver
     if network.driver not in _DRIVERS:
@@ -83,7 +83,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
         guard=addressed or driver != "bridge",
         dns=network.dns_enabled and driver == "bridge" and addressed,
         servers=_servers(network.network_dns_servers, subnets) if network.dns_enabled and driver == "bridge" else (),
-        options=_options(network, driver, options),
+        options=_options(network, driver, options, way_out),
         labels={**_labels(network.labels), DOOR: PODMAN},
     )
     connect = {
@@ -145,11 +145,10 @@ def _check_possible(network: words.Network, driver: str, options: Options) -> No
         raise Invalid("no bridge interface name given")
 
 
-def _options(network: words.Network, driver: str, options: Options) -> dict[str, str]:
-    interface = network.network_interface or ""
+def _options(network: words.Network, driver: str, options: Options, way_out: Callable[[], str]) -> dict[str, str]:
     if driver != "bridge":
-        return {"mode": options.mode, **({"parent": interface} if interface else {})}
-    found = {"bridge": interface}
+        return {"mode": options.mode, "parent": network.network_interface or way_out(), "fleeting": "true"}
+    found = {"bridge": network.network_interface or "", "fleeting": "true"}
     if network.dns_enabled:
         found["domain"] = DOMAIN
     for source in options.outbound:

@@ -65,7 +65,7 @@ def parse(driver: str, options: Mapping[str, str] | None, *, strict: bool = Fals
     return Options(
         mode=mode,
         metric=_or(_number(given, "metric", 2**32 - 1), _METRIC[driver]),
-        isolation=_ISOLATION.get(isolate, "strict"),
+        isolation=_ISOLATION[isolate] if driver == "bridge" else "strict",
         mtu=_or(_number(given, "mtu", 2**32 - 1), 0),
         default_route=not _boolean(given, "no_default_route"),
         vrf=given.get("vrf", "") if driver == "bridge" else "",

@@ -14,8 +14,9 @@ from msgspec import structs
 
 from atoll.errors import AtollError, Conflict, Invalid
 from atoll.frontends.netavark import networks, words
-from atoll.frontends.netavark.teardown import release_networks
+from atoll.kernel import rtnl
 from atoll.model import MAX_SERVERS, interface
+from atoll.plan.operations import LinkSet, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def setup(engine: Engine, path: str, container: words.Container) -> dict[str, words.Status]:
     """Put the namespace at `path` on the container's networks: what netavark answers, by network."""
-    wanted = [networks.attachment(network, per, container) for network, per in container.attachments()]
+    wanted = [networks.attachment(network, per, container, lambda: _way_out(engine)) for network, per in container.attachments()]
     owner = networks.owner(container.container_id)
     _check_path(path)
     _let_go_of_the_past(engine, owner, path)
@@ -45,6 +46,15 @@ def setup(engine: Engine, path: str, container: words.Container) -> dict[str, wo
 
 
 # --- before ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _way_out(engine: Engine) -> str:
+    """The interface of the host's default route, on which a macvlan or ipvlan network hangs that names none."""
+    links = {link.ifindex: link.name for link in engine.links().values()}
+    for row in rtnl.routes(engine.host.rtnl):
+        if row.destination is None and row.table == rtnl.TABLE_MAIN and row.ifindex in links:
+            return links[row.ifindex]
+    raise Invalid("failed to get default route interface", "name the network's parent, or give the host a default route")
 
 
 def _check_path(path: str) -> None:
@@ -97,12 +107,15 @@ def _publications(engine: Engine, owner: str, wanted: Sequence[Attachment], cont
 
 def _adopt(engine: Engine, path: str, container: words.Container, undo: ExitStack) -> Namespace:
     name = engine.free_name(container.container_name or container.container_id)
-    labels = {"podman.id": container.container_id, "podman.name": container.container_name[:255]}
+    labels = {"podman.id": container.container_id}
+    if container.container_name.isprintable():
+        labels["podman.name"] = container.container_name[:255]
     servers = tuple(dict.fromkeys(words.addresses(container.dns_servers)))[:MAX_SERVERS]
     namespace = engine.adopt_namespace(
         name, path=path, follow=True, source=networks.owner(container.container_id), labels=labels, servers=servers
     )
     undo.callback(_quietly, lambda: engine.remove_namespace(name))
+    engine.do(Plan((LinkSet(name, "lo", up=True),)))
     return namespace
 
 
@@ -111,7 +124,7 @@ def _network(engine: Engine, wanted: Attachment, undo: ExitStack) -> Network:
     if found is not None:
         return engine.serve_names(found.name, domains=(networks.DOMAIN,)) if wanted.dns and found.resolvers() else found
     made = engine.create_network_explained(wanted.request).network
-    undo.callback(_quietly, lambda: release_networks(engine, [made.name]))
+    undo.callback(_quietly, engine.release_idle)
     return made
 
 

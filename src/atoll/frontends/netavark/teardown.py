@@ -1,21 +1,16 @@
 """`netavark teardown`: a container off its networks. All of it is tried, whatever fails; what isn't there is no error.
 
-Networks that were made for Podman go with their last endpoint, as they do with netavark. So they also go when the last container has
-ended without a teardown, or after Podman was given back to netavark (`release_networks`, which the daemon calls as well).
+Networks that were made for Podman are fleeting: they go with their last endpoint, as they do with netavark.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from atoll.errors import AtollError, Conflict, Failed
+from atoll.errors import AtollError, Failed
 from atoll.frontends.netavark import networks, words
-from atoll.plan.execute import dismantle
-from atoll.plan.operations import HOST, LinkDelete, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from atoll.engine import Engine
     from atoll.model import Endpoint, Network
 
@@ -37,7 +32,7 @@ def teardown(engine: Engine, container: words.Container) -> None:
         errors += _leave(engine, namespace, [endpoint for endpoint in leaving if endpoint.namespace == namespace])
     if staying:
         errors += _publish_elsewhere(engine, leaving, staying)
-    errors += release_networks(engine, {*named})
+    errors += engine.release_idle()
     if errors:
         raise errors[0] if len(errors) == 1 else Failed("; ".join(error.what for error in errors))
 
@@ -80,30 +75,3 @@ def _publish_elsewhere(engine: Engine, gone: list[Endpoint], staying: list[Endpo
 
 def _can_publish(network: Network) -> bool:
     return network.driver == "bridge" and not network.internal
-
-
-def release_networks(engine: Engine, names: Collection[str] | None = None) -> list[AtollError]:
-    """Remove the networks that were made for Podman and that nobody is on any more; of all, or of those named."""
-    errors: list[AtollError] = []
-    for network in list(engine.state.networks.values()):
-        if network.labels.get(networks.DOOR) != networks.PODMAN or engine.state.count_on(network) or network.state != "ready":
-            continue
-        if names is not None and network.name not in names:
-            continue
-        try:
-            engine.remove_network(network.id)
-            if network.driver == "bridge" and not network.made_bridge:
-                _remove_bridge(engine, network.bridge)
-        except Conflict:
-            continue
-        except AtollError as error:
-            errors.append(error)
-    return errors
-
-
-def _remove_bridge(engine: Engine, name: str) -> None:
-    """A bridge that netavark had made before us goes with its last port, whoever's that was."""
-    links = engine.links()
-    bridge = links.get(name)
-    if bridge is not None and not any(link.master == bridge.ifindex for link in links.values()):
-        dismantle(engine.host, Plan((LinkDelete(HOST, name),)))

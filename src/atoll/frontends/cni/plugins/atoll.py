@@ -1,18 +1,25 @@
 """`atoll`: all in one plugin. A network of Atoll's, made as `network` says (the words of `atoll network create`) or there already, with
-what others need a chain of plugins for: addresses, ports, bandwidth, names."""
+what others need a chain of plugins for: addresses, ports, bandwidth, settings, names."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, field, structs
 
 from atoll.engine.network_request import NetworkRequest
-from atoll.frontends.cni import networks
+from atoll.frontends.cni import interfaces, networks
 from atoll.frontends.cni.addressing import read_scheme
-from atoll.frontends.cni.interfaces import InterfaceConfiguration, attach, check, delete, gc, result
+from atoll.frontends.cni.attachments import detach, find, require
+from atoll.frontends.cni.chained import fail
+from atoll.frontends.cni.interfaces import InterfaceConfiguration, attach, gc, result
+from atoll.frontends.cni.plugins import bandwidth, portmap
+from atoll.frontends.cni.plugins.bandwidth import limits_asked, rate
+from atoll.frontends.cni.plugins.portmap import ports_asked
+from atoll.frontends.cni.plugins.tuning import tuning_asked
 from atoll.frontends.cni.refusal import BAD_CONFIG, Refusal, convert
 from atoll.frontends.cni.results import Dns
+from atoll.model import Tuning
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
@@ -24,30 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["add", "check", "delete", "gc", "status"]
 
 
-class PortMapping(Struct, frozen=True):
-    """The capability `portMappings` (CONVENTIONS.md of the spec)."""
-
-    host_port: int = field(name="hostPort", default=0)
-    port: int = field(name="containerPort", default=0)
-    protocol: str = "tcp"
-    host_ip: str = field(name="hostIP", default="")
-
-    def spec(self) -> str:
-        """As `connect` takes it. Raises `Refusal`."""
-        for number, what in ((self.host_port, "hostPort"), (self.port, "containerPort")):
-            if not 0 < number < 65536:
-                raise Refusal(BAD_CONFIG, f"portMappings: {what} {number} is out of range", "1 to 65535")
-        host = f"[{self.host_ip}]:" if ":" in self.host_ip else f"{self.host_ip}:" if self.host_ip else ""
-        return f"{host}{self.host_port}:{self.port}/{self.protocol.lower() or 'tcp'}"
-
-
-class Bandwidth(Struct, frozen=True):
-    """The capability `bandwidth`: bits a second, and bits of a burst. 0 is no limit. Ingress is what the container receives."""
-
-    ingress_rate: int = field(name="ingressRate", default=0)
-    ingress_burst: int = field(name="ingressBurst", default=0)
-    egress_rate: int = field(name="egressRate", default=0)
-    egress_burst: int = field(name="egressBurst", default=0)
+#: What runtimes that don't know a network's families ask for: each is published where it means something.
+_WILDCARDS: Final = {"0.0.0.0": 4, "::": 6}
 
 
 class _Dns(Struct, frozen=True):
@@ -58,8 +43,6 @@ class _Dns(Struct, frozen=True):
 
 class _Runtime(Struct, frozen=True):
     mac: str = ""
-    ports: tuple[PortMapping, ...] = field(name="portMappings", default=())
-    bandwidth: Bandwidth = Bandwidth()
     dns: _Dns = _Dns()
     aliases: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
 
@@ -75,6 +58,7 @@ class Configuration(InterfaceConfiguration, frozen=True):
 
 def add(engine: Engine, request: Request) -> Result:
     configuration, scheme = request.read(Configuration), read_scheme(request)
+    ports, limits, tuning = ports_asked(request), limits_asked(request), _tuning(request)
     runtime = configuration.runtime
     with networks.joined(engine, _wanted(request, configuration, scheme), scheme) as network:
         endpoint = attach(
@@ -84,14 +68,38 @@ def add(engine: Engine, request: Request) -> Result:
             scheme,
             mac=configuration.mac(request),
             aliases=runtime.aliases_on(request.network),
-            publish=[port.spec() for port in runtime.ports if port.host_port],
-            ingress_rate=_rate(runtime.bandwidth.ingress_rate),
-            egress_rate=_rate(runtime.bandwidth.egress_rate),
+            publish=[str(port) for port in ports if port.host_ip not in _WILDCARDS or network.has(_WILDCARDS[port.host_ip])],
+            ingress_rate=rate(limits.ingress_rate),
+            egress_rate=rate(limits.egress_rate),
             servers=runtime.dns.servers,
             default_route=True,
         )
+        if tuning != Tuning():
+            try:
+                engine.tune(network.id, endpoint.namespace, tuning, interface=endpoint.interface)
+            except BaseException:
+                detach(engine, network, endpoint)
+                raise
         dns = _dns(network, configuration)
         return result(engine, request, network, endpoint, scheme, dns=dns, bridge=network.driver == "bridge")
+
+
+def delete(engine: Engine, request: Request) -> None:
+    found = find(engine, request)
+    if found is not None:
+        engine.untune(found[0].id, found[1].namespace, interface=found[1].interface)
+    interfaces.delete(engine, request)
+
+
+def check(engine: Engine, request: Request) -> None:
+    """As each plugin of the chain that it stands for checks it."""
+    interfaces.check(engine, request)
+    portmap.check(engine, request)
+    bandwidth.check(engine, request)
+    tuning = _tuning(request)
+    if tuning != Tuning():
+        network, endpoint = require(engine, request)
+        fail(engine.tuning_faults(network.id, endpoint.namespace, tuning, interface=endpoint.interface))
 
 
 def status(engine: Engine, request: Request) -> None:
@@ -113,8 +121,9 @@ def _wanted(request: Request, configuration: Configuration, scheme: Scheme) -> N
     )
 
 
-def _rate(bits: int) -> str:
-    return f"{bits}bit" if bits else ""
+def _tuning(request: Request) -> Tuning:
+    """MAC address and MTU are given to the interface when it is made."""
+    return structs.replace(tuning_asked(request), mac="", mtu=0)
 
 
 def _dns(network: Network, configuration: Configuration) -> Dns:

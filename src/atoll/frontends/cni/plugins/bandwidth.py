@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Final
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, structs
 
 from atoll.frontends.cni.attachments import require
 from atoll.frontends.cni.chained import each_stale, fail, previous
 from atoll.frontends.cni.refusal import BAD_CONFIG, Refusal
+from atoll.frontends.cni.results import Interface
+from atoll.kernel import rtnl
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
@@ -42,12 +44,17 @@ class _Configuration(_Limits, frozen=True):
 
 
 def add(engine: Engine, request: Request) -> Result:
+    """The result has one interface more, as the reference plugin's has: the one that what the container sends is led through."""
     result = previous(request)
-    limits = _limits(request)
-    if limits != _Limits():
-        network, endpoint = require(engine, request)
-        _set(engine, network, endpoint, limits)
-    return result
+    limits = limits_asked(request)
+    if limits == _Limits():
+        return result
+    network, endpoint = require(engine, request)
+    _set(engine, network, endpoint, limits)
+    if not limits.egress_rate or any(one.name == endpoint.shaper for one in result.interfaces):
+        return result
+    shaper = rtnl.parse_link(engine.host.rtnl.ask(rtnl.get_link(endpoint.shaper)).body)
+    return structs.replace(result, interfaces=(*result.interfaces, Interface(shaper.name, mac=shaper.mac, mtu=shaper.mtu)))
 
 
 def delete(engine: Engine, request: Request) -> None:
@@ -56,7 +63,7 @@ def delete(engine: Engine, request: Request) -> None:
 
 def check(engine: Engine, request: Request) -> None:
     """The limits are those of the configuration, and the kernel has them."""
-    limits = _limits(request)
+    limits = limits_asked(request)
     if limits == _Limits():
         return
     network, endpoint = require(engine, request)
@@ -73,7 +80,7 @@ def gc(engine: Engine, request: Request) -> None:
 
 def status(engine: Engine, request: Request) -> None:
     del engine
-    _limits(request)
+    limits_asked(request)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------------------
@@ -83,17 +90,18 @@ def _set(engine: Engine, network: Network, endpoint: Endpoint, limits: _Limits) 
     engine.set_rates(
         network.id,
         endpoint.namespace,
-        ingress_rate=_rate(limits.ingress_rate),
-        egress_rate=_rate(limits.egress_rate),
+        ingress_rate=rate(limits.ingress_rate),
+        egress_rate=rate(limits.egress_rate),
         interface=endpoint.interface,
     )
 
 
-def _rate(bits: int) -> str:
+def rate(bits: int) -> str:
+    """As the engine takes it."""
     return f"{bits}bit" if bits else ""
 
 
-def _limits(request: Request) -> _Limits:
+def limits_asked(request: Request) -> _Limits:
     """The configuration's own, if it has any, else the runtime's; checked."""
     found = request.read(_Configuration)
     own = _Limits(found.ingress_rate, found.ingress_burst, found.egress_rate, found.egress_burst, found.shaped, found.unshaped)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from atoll.errors import AtollError, Conflict, Exhausted
 from atoll.frontends.cni.addressing import Range, Scheme, read_scheme
-from atoll.frontends.cni.earlier import leased_before
+from atoll.frontends.cni.leases import files
 from atoll.frontends.cni.refusal import BAD_CONFIG, NOT_READY, OWN, Refusal, Unknown
 from atoll.frontends.cni.results import Ip, Result
 from atoll.frontends.cni.words import attachment_of
@@ -136,7 +136,7 @@ def _open(engine: Engine, request: Request, scheme: Scheme, one: Range) -> str:
     pool = _pool(request, str(one.subnet))
     leased = {name: engine.leases(name) for name in _pools(engine, request)}
     others = {text for name, found in leased.items() if name != pool for text in found}
-    others |= leased_before(scheme.data_dir, request.network)
+    others |= {text for text, _ in files(scheme.data_dir, request.network)}
     taken = [text for text in sorted(others) if ipaddress.ip_address(text) in one.subnet and text not in leased.get(pool, {})]
     gateway = [str(one.gateway)] if one.gateway is not None and one.gateway in one.subnet else []
     whole = (one.first, one.last) == (one.subnet[1], one.subnet[-2 if one.subnet.version == 4 else -1])

@@ -48,7 +48,7 @@ class _Configuration(Struct, frozen=True):
 
 def add(engine: Engine, request: Request) -> Result:
     result = previous(request)
-    ports = _ports(request)
+    ports = ports_asked(request)
     if ports:
         network, endpoint = require(engine, request)
         specs = [str(port) for port in _served(endpoint, ports) if port not in endpoint.ports]
@@ -62,7 +62,7 @@ def delete(engine: Engine, request: Request) -> None:
 
 
 def check(engine: Engine, request: Request) -> None:
-    ports = _ports(request)
+    ports = ports_asked(request)
     if ports:
         network, endpoint = require(engine, request)
         missing = [port for port in _served(endpoint, ports) if port not in endpoint.ports]
@@ -75,7 +75,7 @@ def gc(engine: Engine, request: Request) -> None:
 
 def status(engine: Engine, request: Request) -> None:
     del engine
-    _ports(request)
+    ports_asked(request)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def _unpublish(engine: Engine, network: Network, endpoint: Endpoint) -> None:
         engine.unpublish(endpoint.namespace, [str(port) for port in endpoint.ports], network=network.id, interface=endpoint.interface)
 
 
-def _ports(request: Request) -> list[PublishedPort]:
+def ports_asked(request: Request) -> list[PublishedPort]:
     """What is to be published, with everything that the configuration says checked."""
     found = request.read(_Configuration)
     if found.conditions_v4 or found.conditions_v6:

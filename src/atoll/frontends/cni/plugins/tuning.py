@@ -51,7 +51,7 @@ class _Configuration(_Asked, frozen=True):
 
 def add(engine: Engine, request: Request) -> Result:
     result = previous(request)
-    asked = _asked(request)
+    asked = tuning_asked(request)
     if asked == Tuning():
         return result
     network, endpoint = require(engine, request)
@@ -68,7 +68,7 @@ def delete(engine: Engine, request: Request) -> None:
 
 
 def check(engine: Engine, request: Request) -> None:
-    asked = _asked(request)
+    asked = tuning_asked(request)
     if asked != Tuning():
         network, endpoint = require(engine, request)
         fail(engine.tuning_faults(network.id, endpoint.namespace, asked, interface=endpoint.interface))
@@ -80,7 +80,7 @@ def gc(engine: Engine, request: Request) -> None:
 
 def status(engine: Engine, request: Request) -> None:
     del engine
-    _asked(request)
+    tuning_asked(request)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def _is_ours(request: Request, interface: Interface) -> bool:
     return interface.name == request.environment.interface and bool(interface.sandbox)
 
 
-def _asked(request: Request) -> Tuning:
+def tuning_asked(request: Request) -> Tuning:
     """What comes later overrides: the configuration, CNI_ARGS, `runtimeConfig`, then `args` (plugins/meta/tuning/tuning.go)."""
     found = request.read(_Configuration)
     args = found.args.cni

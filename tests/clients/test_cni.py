@@ -1,0 +1,155 @@
+"""Real CNI runtimes with Atoll in the plugins' place: Podman with libcni, containerd with go-cni."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.clients.cni_hosts import FOLDER, ContainerdHost, containerd_host, podman_with_cni
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.clients.neighbours_host import Host
+    from tests.clients.podman_host import PodmanHost
+
+
+@pytest.fixture
+def podman() -> Iterator[PodmanHost]:
+    with podman_with_cni() as there:
+        yield there
+
+
+@pytest.fixture
+def containerd() -> Iterator[ContainerdHost]:
+    with containerd_host() as there:
+        yield there
+
+
+def links(host: Host, beginning: str) -> list[str]:
+    return [link["ifname"] for link in json.loads(host.run("ip", "-j", "link")) if link["ifname"].startswith(beginning)]
+
+
+def namespaces(there: PodmanHost | ContainerdHost) -> list[str]:
+    return [namespace["name"] for namespace in there.shown("ns", "ls")]
+
+
+# --- Podman --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_podman_switches_over_and_back(podman: PodmanHost) -> None:
+    podman.serve("old", "-p", "8081:80")
+    podman.atoll("cni", "install", "--replace")
+    assert podman.fetch("127.0.0.1:8081") == "old"
+
+    podman.serve("new", "-p", "8080:80")
+    assert namespaces(podman) == ["new"]
+    for address in ("127.0.0.1:8080", "198.51.100.1:8080", "10.88.0.3"):
+        assert podman.fetch(address) == "new"
+    assert podman.fetch("198.51.100.1:8080", "outside") == "new"
+    assert podman.fetch("198.51.100.1:8081", "outside") == "old"
+    assert podman.pings("new", "198.51.100.9")
+    assert podman.ask("new", "10.88.0.2") == "old"
+    assert podman.ask("old", "10.88.0.3") == "new"
+
+    podman.podman("rm", "-f", "-t", "0", "old")
+    assert links(podman.host, "veth") == []
+    assert "8081" not in podman.host.run("iptables-save"), "the plugins that made it took it away"
+    podman.podman("rm", "-f", "-t", "0", "new")
+    assert links(podman.host, "atv") == namespaces(podman) == []
+
+    podman.serve("left", "-p", "8082:80")
+    podman.atoll("cni", "uninstall")
+    assert podman.fetch("127.0.0.1:8082") == "left"
+    podman.serve("again", "-p", "8080:80")
+    assert podman.fetch("127.0.0.1:8080") == "again"
+    assert len(links(podman.host, "veth")) == 1
+    podman.podman("rm", "-f", "-t", "0", "left")
+    podman.host.wait_for("Atoll to let go of it", lambda: not namespaces(podman))
+    assert podman.host.run("ls", "-A", FOLDER) == podman.host.run("ls", "-A", "/run/plugins")
+    assert ".atoll-replaced" not in podman.host.run("ls", "-A", FOLDER)
+
+
+def test_podmans_own_networks_are_atolls(podman: PodmanHost) -> None:
+    podman.atoll("cni", "install", "--replace")
+    for name, subnet in (("web", "10.90.0.0/24"), ("db", "10.91.0.0/24")):
+        podman.podman("network", "create", "--subnet", subnet, name)
+    podman.serve("a", "--network", "web", "--ip", "10.90.0.50", "--mac-address", "02:00:00:00:00:50")
+    podman.serve("b", "--network", "db")
+    podman.podman("network", "connect", "db", "a")
+    assert podman.ask("b", "10.91.0.3") == "a"
+    (a,) = (namespace for namespace in podman.shown("ns", "ls") if namespace["name"] == "a")
+    assert [(end["network"], end["interface"], end["addresses"]) for end in a["endpoints"]] == [
+        ("web", "eth0", ["10.90.0.50/24"]),
+        ("db", "eth1", ["10.91.0.3/24"]),
+    ]
+    assert a["endpoints"][0]["mac"] == "02:00:00:00:00:50"
+    podman.podman("network", "disconnect", "db", "a")
+    assert podman.ask("b", "10.91.0.3") == ""
+    podman.podman("rm", "-f", "-t", "0", "a", "b")
+    assert namespaces(podman) == []
+    assert podman.shown("doctor")["differences"] == []
+
+
+def test_podmans_containers_outlive_a_daemon_that_is_killed(podman: PodmanHost) -> None:
+    podman.atoll("cni", "install", "--replace")
+    podman.serve("a", "-p", "8080:80")
+    podman.host.run("kill", "-KILL", str(podman.shown("status")["pid"]))
+    assert podman.fetch("198.51.100.1:8080", "outside") == "a"
+    podman.serve("b", "-p", "8081:80")
+    assert podman.fetch("127.0.0.1:8080") == "a"
+    assert podman.fetch("127.0.0.1:8081") == "b"
+    podman.podman("rm", "-f", "-t", "0", "a", "b")
+    assert namespaces(podman) == []
+
+
+# --- containerd ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_containerd_has_its_containers_on_a_network_of_atolls(containerd: ContainerdHost) -> None:
+    containerd.atoll("network", "create", "web", "--subnet", "10.9.0.0/24")
+    containerd.atoll("cni", "install", "--conf", "web")
+    addresses = {name: containerd.run(name) for name in ("c1", "c2")}
+    assert set(addresses.values()) == {"10.9.0.2", "10.9.0.3"}
+    containerd.inside("c1", "ping", "-q", "-c", "1", "-W", "2", addresses["c2"])
+    containerd.atoll("run", "--network", "web", "--", "ping", "-q", "-c", "1", "-W", "2", addresses["c1"])
+    assert addresses["c1"] in containerd.atoll("dns", "lookup", "default-c1.web.atoll")
+    containerd.remove("c1")
+    assert namespaces(containerd) == ["default-c2"]
+    # One that ends without a word to CNI.
+    containerd.ctr("task", "kill", "-s", "SIGKILL", "c2")
+    containerd.host.wait_for("c2 to be let go", lambda: not namespaces(containerd))
+
+
+def test_containerd_with_the_reference_plugins_configuration(containerd: ContainerdHost) -> None:
+    """The one of containerd's own documentation."""
+    plugins = [
+        {
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": True,
+            "ipMasq": True,
+            "promiscMode": True,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "2001:db8:4860::/64"}]],
+                "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+            },
+        },
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+    ]
+    text = json.dumps({"cniVersion": "1.0.0", "name": "containerd-net", "plugins": plugins})
+    containerd.host.run("mkdir", "-p", "/etc/cni/net.d")
+    containerd.host.run("sh", "-c", 'printf %s "$0" >/etc/cni/net.d/10-containerd-net.conflist', text)
+    old = containerd.run("old")
+    containerd.atoll("cni", "install", "--replace")
+    new = containerd.run("new")
+    assert (old, new) == ("10.88.0.2", "10.88.0.3")
+    for one, other in (("old", new), ("new", old), ("new", "2001:db8:4860::1"), ("new", "2001:db8:4860::2")):
+        containerd.inside(one, "ping", "-q", "-c", "1", "-W", "2", other)
+    containerd.remove("old")
+    assert links(containerd.host, "veth") == []
+    containerd.remove("new")
+    assert links(containerd.host, "atv") == namespaces(containerd) == []
