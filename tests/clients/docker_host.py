@@ -100,7 +100,8 @@ class DockerHost:
 
     def follows(self) -> None:
         """Return when Atoll follows dockerd's events."""
-        self.host.wait_for("Atoll to follow Docker", lambda: bool(self.status()["following"]))
+        command = f"{ATOLL} docker status --format json | grep -q '\"following\": true'"
+        self.host.wait_for("Atoll to follow Docker", lambda: self.host.runner(["sh", "-c", command])[0] == 0)
 
     def status(self) -> Any:
         return self.shown("docker", "status")

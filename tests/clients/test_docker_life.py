@@ -119,7 +119,7 @@ def test_what_docker_forgot_while_atoll_was_away_goes(made: DockerHost) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         removal.wait(2)
     made.kill("dockerd")
-    removal.wait(20)
+    removal.communicate(timeout=20)
     made.host.run("sh", "-c", "rm -rf /var/lib/docker/network/files/local-kv.db")
     made.start_atoll()
     made.host.start_dockerd("nft")
@@ -155,7 +155,7 @@ def test_dockerd_is_killed_in_the_middle_of_docker_run(made: DockerHost) -> None
         )
         made.wait_for(word, lambda count=count, word=word: said(made).count(word) > count)  # type: ignore[misc]
         restart_dockerd(made)
-        run.wait(20)
+        run.communicate(timeout=20)
         # Docker starts none of these by itself.
         made.docker("run", "--rm", "--network", "web", "-p", "8080:80", "busybox", "hostname")
     made.empty()
@@ -181,7 +181,7 @@ def test_atoll_is_killed_at_a_step_in_the_middle_of_a_command_of_docker_s(made: 
         running = made.host.popen("docker", "run", "-d", "--name", "box", "--network", "web", "-p", "8080:80", "busybox", "sleep", "600")
     made.host._daemons.pop("atoll").wait(30)  # it has died
     made.start_atoll()
-    running.wait(30)
+    running.communicate(timeout=30)
     made.follows()
     made.host.runner(["docker", "network", "rm", "web"] if making else ["docker", "rm", "-f", "box"])
     if making:
