@@ -16,6 +16,7 @@ from atoll import faults
 from atoll.drivers import of, routing
 from atoll.drivers.tuning import put_back
 from atoll.engine import host_side, names
+from atoll.engine.announcements import Announcements
 from atoll.engine.name_service import NameService
 from atoll.engine.state import State
 from atoll.errors import AtollError, Conflict, Denied, Failed, NotFound
@@ -52,6 +53,7 @@ class Base:
         self.listener: Callable[[str, dict[str, Any]], None] | None = None
         self.on_plan: Callable[[Plan], None] | None = None
         self.names = NameService(host, self.state, self.emit, enabled=dns)
+        self.announcements = Announcements(host)
         self.files = files
         self._hosts_files: tuple[str, ...] = ()
         self._lock = lock
@@ -315,6 +317,7 @@ class Base:
         if network.driver == "bridge":
             self.delete_elements(endpoint_elements(network, endpoint))
             self._stale |= self.forget_connections(endpoint)
+            self.announcements.give_up(network, endpoint)
         faults.step()
         with self.store.transaction():
             self.store.delete(endpoint)

@@ -92,6 +92,7 @@ class EndpointVerbs(PortVerbs):
         self.state.put_endpoint(endpoint)
         try:
             self.do(plan)
+            self.announcements.make(where, endpoint)
             self.write_files(who)
         except BaseException:
             self.tear_down(where, endpoint)
