@@ -14,6 +14,7 @@ import pytest
 from atoll.engine import Engine, endpoints
 from atoll.engine.files import Files
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid, NotFound
+from atoll.explain import explain, parse
 from atoll.model import Route
 from tests.kernel.kernel_state import Shell
 from tests.kernel.test_limits import left_as_it_was, transfer
@@ -91,6 +92,7 @@ def test_without_the_default_route_nothing_leads_out_by_a_network(engine: Engine
     out = [Probe(place, "192.0.2.9", 80), Probe(place, "2001:db8::9", 80)]
     assert None not in traffic.ask(near)
     assert not any(seen and seen.answered for seen in traffic.silence([*far, *out], near))
+    assert explain(engine, parse("r1", "192.0.2.9:80")).why == "r1 has no route to 192.0.2.9: none of its networks leads out by IPv4"
     # By another network it leads out; and who comes by this one is answered by this one.
     engine.connect("other", "r1")
     assert None not in traffic.ask([*near, *far, *out])
