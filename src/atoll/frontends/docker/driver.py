@@ -33,7 +33,7 @@ from atoll.ipam import parse_address
 from atoll.model import check_mac, interface
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from atoll.engine.network_request import NetworkRequest
     from atoll.frontends.docker.door import Door
@@ -300,11 +300,12 @@ def _free_name(door: Door, sandbox: str) -> str:
 
 def _joined(network: Network, endpoint: Endpoint) -> protocol.Joined:
     """With a gateway all that leaves goes by this network; without one Docker must not add a way out of its own."""
-    gateways = [_gateway(network, version) if endpoint.address(version) else "" for version in (4, 6)]
+    gateways = [_gateway(network, version) if endpoint.default_route and endpoint.address(version) else "" for version in (4, 6)]
     return protocol.Joined(
-        interface=protocol.InterfaceName(source=endpoint.spare, prefix=network.options.get("interface-prefix", "eth")),
+        interface=protocol.InterfaceName(source=endpoint.spare, prefix=network.interface_prefix),
         gateway=gateways[0],
         gateway6=gateways[1],
+        routes=tuple(_static_routes(endpoint)),
         no_gateway_service=not any(gateways),
     )
 
@@ -314,6 +315,13 @@ def _gateway(network: Network, version: int) -> str:
     gateway = network.gateway(version)
     reserved = [subnet.reserved.get(f"DefaultGatewayIPv{version}", "") for subnet in network.subnets if subnet.version == version]
     return next(filter(None, reserved), gateway) if gateway else ""
+
+
+def _static_routes(endpoint: Endpoint) -> Iterator[protocol.StaticRoute]:
+    """The network's routes, as far as Docker has words for them: none for those that lead nowhere, and no metrics."""
+    for route in endpoint.routes:
+        if route.kind == "unicast":
+            yield protocol.StaticRoute(destination=route.destination, kind=0 if route.gateway else 1, next_hop=route.gateway)
 
 
 def program_external_connectivity(door: Door, call: protocol.ProgramExternalConnectivity) -> protocol.Done:
