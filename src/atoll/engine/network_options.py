@@ -40,7 +40,7 @@ _OF_ALL: Final = ("mtu", "interface-prefix", "no-default-route", "metric", "ipv4
 KNOWN: Final = {
     "bridge": (
         "bridge", "icc", "isolation", "masquerade", "nat", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate", "domain",
-        "gateway-mode4", "gateway-mode6", "host-binding", "inhibit-ipv4", "trusted-interfaces", *_OF_ALL,
+        "gateway-mode4", "gateway-mode6", "host-binding", "inhibit-ipv4", "inhibit-ipv6", "trusted-interfaces", *_OF_ALL,
     ),
     "macvlan": ("parent", "mode", *_OF_ALL),
     "ipvlan": ("parent", "mode", "flag", *_OF_ALL),
@@ -138,8 +138,9 @@ def host_binding(options: Mapping[str, str]) -> str:
     return "" if value is None or value == ipaddress.IPv4Address(0) else str(value)
 
 
-def inhibits_ipv4(options: Mapping[str, str]) -> bool:
-    return _boolean("inhibit-ipv4", options.get("inhibit-ipv4", "false"))
+def inhibits(options: Mapping[str, str], version: int) -> bool:
+    name = f"inhibit-ipv{version}"
+    return _boolean(name, options.get(name, "false"))
 
 
 def trusted_interfaces(options: Mapping[str, str]) -> tuple[str, ...]:
