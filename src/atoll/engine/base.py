@@ -176,26 +176,31 @@ class Base:
 
     # --- namespaces as routing sees them ---
 
-    def foreign(self, namespace: Namespace) -> tuple[set[str], set[int]]:
-        """Interface names that an adopted namespace has, and the families in which it has a default route of its own.
+    def foreign_links(self, namespace: Namespace) -> set[str]:
+        """Interface names that an adopted namespace has.
 
-        Those that we made have neither, so nothing is asked about them; the inside of external ones is none of ours.
+        Those that we made have none but ours, so nothing is asked about them; the inside of external ones is none of ours.
         """
         if namespace.kind != "adopted":
-            return set(), set()
+            return set()
         with self.host.socket_in(namespace.name) as sock:
-            names = {link.name for link in rtnl.links(sock)}
-            families = {
+            return {link.name for link in rtnl.links(sock)}
+
+    def foreign_defaults(self, namespace: Namespace) -> set[int]:
+        """The families in which an adopted namespace has a default route that isn't ours."""
+        if namespace.kind != "adopted":
+            return set()
+        with self.host.socket_in(namespace.name) as sock:
+            return {
                 6 if row.family == 10 else 4
                 for row in rtnl.routes(sock)
                 if row.destination is None and row.table == rtnl.TABLE_MAIN and row.protocol != rtnl.RTPROT_ATOLL
             }
-        return names, families
 
     def wanted_routes(self, namespace: Namespace, attached: list[tuple[Network, Endpoint]]) -> list[Operation]:
         if namespace.is_external:
             return []
-        families = self.foreign(namespace)[1] if attached else set()
+        families = self.foreign_defaults(namespace) if attached else set()
         return routing.routes(attached, foreign_default=families)
 
     # --- names ---

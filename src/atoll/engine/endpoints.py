@@ -217,10 +217,10 @@ class EndpointVerbs(PortVerbs):
         if namespace.is_external and wanted:
             raise Invalid(f"{namespace.name} is set up by someone else, who also names its interfaces", "leave out the interface's name")
         mine = {endpoint.interface for endpoint in self.state.endpoints_of(namespace.name)}
-        taken = mine | self.foreign(namespace)[0]
+        taken = mine | self.foreign_links(namespace)
         if self._doomed and (wanted or f"eth{number}") in taken - mine:
             self.settle()  # it may be what has just been disconnected there
-            taken = mine | self.foreign(namespace)[0]
+            taken = mine | self.foreign_links(namespace)
         if wanted:
             if check_interface(wanted) in taken or wanted == "lo":
                 raise Conflict(f"{namespace.name} has an interface {wanted}", "choose another name")
