@@ -121,3 +121,15 @@ def test_a_full_disk_is_an_error_in_the_clients_form(atoll: CommandLine, program
         assert "full" in error["details"]
     finally:
         netns.unmount(str(folders / "state"))
+
+
+def test_a_systemd_that_does_not_answer_keeps_no_daemon_from_starting(atoll: CommandLine, program: Path) -> None:
+    netns.mount("atoll", "/run", "tmpfs", data="mode=755")
+    try:
+        Path("/run/systemd/system").mkdir(parents=True)
+        Path("/run/netns").mkdir()
+        assert knows_versions(execute(program, stdin=STDIN, environment=VERSION))
+        if Path("/usr/bin/systemd-run").exists():
+            assert "Failed to connect to bus" in (atoll.daemon.run / "daemon.log").read_text()
+    finally:
+        netns.unmount("/run")

@@ -61,9 +61,9 @@ class PortVerbs(Base):
             endpoint, ports = self._publishing(namespace, specs, network, interface, held)
             return self._publish_plan(endpoint, structs.replace(endpoint, ports=(*endpoint.ports, *ports)), ports)
 
-    def unpublish(self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "", settled: bool = True) -> Endpoint:
-        """Take published ports back and forget the connections that came through them; if it needn't be `settled` at once, with others'
-        in a moment."""
+    def unpublish(self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "", ending: bool = False) -> Endpoint:
+        """Take published ports back and forget the connections that came through them. `ending`: the endpoint is about to go as well, so
+        they are forgotten together with others a moment later (`settle`)."""
         faults.begin("unpublish")
         endpoint, ports = self._unpublishing(namespace, specs, network, interface)
         made = _without(endpoint, ports)
@@ -75,7 +75,7 @@ class PortVerbs(Base):
         self.delete_elements(gone)
         self.do(Plan(tuple(change("add", added))))
         self._stale |= _led_here(where, endpoint, ports)
-        if settled:
+        if not ending:
             self.settle()
         self._tell_services(endpoint, made)
         self.emit("port.unpublish", namespace=namespace, ports=[str(port) for port in ports])
