@@ -19,7 +19,7 @@ from tests.clients.neighbours_host import Host, need, private_host
 from tests.kernel.kernel_state import Shell, State, comparable, differences, exact, read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from tests.clients.cni_runtime import Json
@@ -33,6 +33,17 @@ PORTS: Final = {"dock": 8081, "pod": 8082, "cnipod": 8083, "plain": 8084}
 #: The pod as a CNI runtime is told of it.
 MAPPED: Final[Json] = {"portMappings": [{"hostPort": PORTS["cnipod"], "containerPort": 80, "protocol": "tcp"}]}
 LIST: Final[Json] = {"cniVersion": "1.1.0", "name": NETWORK, "plugins": [{"type": "atoll", "capabilities": {"portMappings": True}}]}
+#: The same network as it stands in a list for the reference plugins.
+_IPAM: Final[Json] = {"type": "host-local", "ranges": [[{"subnet": SUBNET, "rangeEnd": "10.77.0.63"}]], "routes": [{"dst": "0.0.0.0/0"}]}
+CHAIN: Final[Json] = {
+    "cniVersion": "1.0.0",
+    "name": NETWORK,
+    "plugins": [
+        {"type": "bridge", "bridge": "cni7", "isGateway": True, "ipMasq": True, "ipam": _IPAM},
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+        {"type": "firewall"},
+    ],
+}
 #: Its namespace, as a runtime calls one, and what Kubernetes says of it.
 NETNS: Final = "cni-0f3a"
 POD: Final = {"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": "cnipod"}
@@ -47,6 +58,8 @@ class Everyone:
         self.host, self.docker = host, docker
         self.podman: PodmanHost = podman_host.PodmanHost(host)
         self.runtime = CniHost(host, folder)
+        #: What the CNI runtime is told of the network.
+        self.list = LIST
 
     def state(self) -> State:
         """What the kernel holds of the host, and of all namespaces that have names there; what Docker counts and makes anew aside."""
@@ -77,41 +90,70 @@ class Everyone:
 
     # --- coming ---
 
-    def start(self) -> None:
-        # What Podman takes is kept apart from what Atoll gives; first, because Podman refuses subnets that the host has.
+    def make_podmans(self) -> None:
+        """What Podman knows of the network. It takes addresses out of a part of its own, and refuses subnets that the host has already."""
         self.podman.podman("network", "create", "--subnet", SUBNET, "--ip-range", "10.77.0.64/26", NETWORK)
+
+    def make_atolls(self) -> None:
         self.docker.atoll("network", "create", NETWORK, "--subnet", SUBNET, "--ip-range", "10.77.0.128/25")
-        create = ["network", "create", "-d", "atoll", "--ipam-driver", "atoll", "--ipam-opt", f"network={NETWORK}"]
-        self.docker.docker(*create, "-o", f"network={NETWORK}", NETWORK)
 
-    def start_containers(self) -> None:
-        self.docker.serve("dock", "--network", NETWORK, "-p", f"{PORTS['dock']}:80")
-        self.podman.serve("pod", "--network", NETWORK, "-p", f"{PORTS['pod']}:80")
-        self.start_pod()
-        self.host.run("sh", "-c", "mkdir -p /run/www-plain; echo plain >/run/www-plain/index.html")
-        serve = ["busybox", "httpd", "-f", "-p", "80", "-h", "/run/www-plain"]
-        self.docker.atoll("run", "-d", "--network", NETWORK, "--name", "plain", "-p", f"{PORTS['plain']}:80", "--", *serve)
-        for name, number in PORTS.items():
-            self.host.wait_for(f"{name} to serve", lambda name=name, number=number: self.docker.fetch(f"http://{FACING}:{number}/") == name)  # type: ignore[misc]
+    def make_dockers(self, *, join: bool) -> None:
+        create = ["network", "create", "-d", "atoll", "--ipam-driver", "atoll"]
+        if join:
+            create += ["--ipam-opt", f"network={NETWORK}", "-o", f"network={NETWORK}"]
+        else:
+            create += ["--subnet", SUBNET, "--ip-range", "10.77.0.128/25"]
+        self.docker.docker(*create, NETWORK)
+        if not join:
+            self.host.wait_for("the network's name to be known", lambda: NETWORK in self.docker.networks())
 
-    def start_pod(self) -> None:
+    def start(self, name: str) -> None:
+        """One of the four, until it serves at the port that it publishes."""
+        number = PORTS[name]
+        match name:
+            case "dock":
+                self.docker.serve(name, "--network", NETWORK, "-p", f"{number}:80")
+            case "pod":
+                self.podman.serve(name, "--network", NETWORK, "-p", f"{number}:80")
+            case "cnipod":
+                self._start_pod()
+            case _:
+                self.host.run("sh", "-c", "mkdir -p /run/www-plain; echo plain >/run/www-plain/index.html")
+                serve = ["busybox", "httpd", "-f", "-p", "80", "-h", "/run/www-plain"]
+                self.docker.atoll("run", "-d", "--network", NETWORK, "--name", name, "-p", f"{number}:80", "--", *serve)
+        self.host.wait_for(f"{name} to serve", lambda: self.docker.fetch(f"http://{FACING}:{number}/") == name)
+
+    def _start_pod(self) -> None:
         """As a runtime does: a namespace, its interface by CNI, a resolv.conf of what the result says, and then the program."""
         pod = self.runtime.container(NETNS, arguments=POD, capabilities=MAPPED)
-        dns = self.runtime.cni.add(LIST, pod)["dns"]
-        lines = [*(f"nameserver {server}" for server in dns["nameservers"]), f"search {' '.join(dns.get('search', []))}"]
+        dns = self.runtime.cni.add(self.list, pod)["dns"]
+        # A runtime that is told of no server takes the host's; here the gateway is as good as it.
+        servers = dns.get("nameservers") or ["10.77.0.1"]
+        lines = [*(f"nameserver {server}" for server in servers), f"search {' '.join(dns.get('search', ['.']))}"]
         script = f"mkdir -p /etc/netns/{NETNS} /run/www; echo cnipod >/run/www/index.html; cat >/etc/netns/{NETNS}/resolv.conf"
         self.host.run("sh", "-c", f"{script} <<'END'\n" + "\n".join(lines) + "\nEND")
         self.host.start("cnipod", "ip", "netns", "exec", NETNS, "busybox", "httpd", "-f", "-p", "80", "-h", "/run/www")
 
     # --- going ---
 
-    def stop(self) -> None:
-        self.docker.docker("rm", "-f", "dock")
-        self.podman.podman("rm", "-f", "-t", "0", "pod")
-        self.runtime.cni.delete(LIST, self.runtime.known(NETNS, arguments=POD, capabilities=MAPPED))
-        self.host.stop("cnipod")
-        self.host.run("sh", "-c", f"ip netns delete {NETNS}; rm -r /etc/netns/{NETNS}")
-        self.docker.atoll("stop", "plain")
+    def stop(self, name: str) -> None:
+        match name:
+            case "dock":
+                self.docker.docker("rm", "-f", name)
+            case "pod":
+                self.podman.podman("rm", "-f", "-t", "0", name)
+            case "cnipod":
+                self.runtime.cni.delete(self.list, self.runtime.known(NETNS, arguments=POD, capabilities=MAPPED))
+                self.host.stop("cnipod")
+                self.host.run("sh", "-c", f"ip netns delete {NETNS}; rm -r /etc/netns/{NETNS}")
+            case _:
+                self.docker.atoll("stop", name)
+
+    def remove_networks(self) -> None:
+        self.docker.docker("network", "rm", NETWORK)
+        self.podman.podman("network", "rm", NETWORK)
+        if NETWORK in self.docker.networks():
+            self.docker.atoll("network", "rm", NETWORK)
 
 
 @pytest.fixture
@@ -121,7 +163,7 @@ def all_four(tmp_path: Path) -> Iterator[Everyone]:
         podman_host.prepare(host)
         made = Everyone(host, docker_host.prepare(host), tmp_path)
         made.docker.atoll("podman", "install")
-        made.docker.atoll("cni", "install", "--dir", FOLDER)
+        made.docker.atoll("cni", "install", "--replace", "--dir", FOLDER)
         yield made
         with contextlib.suppress(AssertionError):
             made.docker.atoll("daemon", "stop")
@@ -130,8 +172,11 @@ def all_four(tmp_path: Path) -> Iterator[Everyone]:
 @pytest.mark.timeout(300)
 def test_everything_on_the_host_shares_one_network(all_four: Everyone) -> None:
     before = all_four.state()
-    all_four.start()
-    all_four.start_containers()
+    all_four.make_podmans()
+    all_four.make_atolls()
+    all_four.make_dockers(join=True)
+    for name in PORTS:
+        all_four.start(name)
     addresses = all_four.addresses()
     assert set(addresses) == set(PORTS)
     assert len(set(addresses.values())) == 4
@@ -165,13 +210,46 @@ def test_everything_on_the_host_shares_one_network(all_four: Everyone) -> None:
     assert {pair: all_four.fetch(*pair) for pair in pairs} == {pair: pair[1] for pair in pairs}
 
     # Gone, one after the other, and the host is as it was.
-    all_four.stop()
+    for name in PORTS:
+        all_four.stop(name)
     assert all_four.docker.shown("ns", "ls") == []
-    all_four.docker.docker("network", "rm", NETWORK)
-    all_four.podman.podman("network", "rm", NETWORK)
-    all_four.docker.atoll("network", "rm", NETWORK)
+    all_four.remove_networks()
     assert all_four.docker.left() == {}
     assert differences(before, all_four.state()) == []
+
+
+@pytest.mark.timeout(300)
+def test_whoever_makes_the_network_the_others_join_it_and_stay_when_its_maker_leaves(all_four: Everyone) -> None:
+    before = all_four.state()
+    for maker in ("dock", "pod", "cnipod"):
+        all_four.list = CHAIN if maker == "cnipod" else LIST
+        all_four.make_podmans()
+        if maker == "dock":
+            all_four.make_dockers(join=False)
+        all_four.start(maker)
+        if maker != "dock":
+            all_four.make_dockers(join=True)
+        others = [name for name in PORTS if name != maker]
+        for name in others:
+            all_four.start(name)
+        all_know_each_other(all_four, [maker, *others])
+        all_four.stop(maker)
+        all_know_each_other(all_four, others)
+        for name in others:
+            all_four.stop(name)
+        all_four.remove_networks()
+        assert all_four.docker.left() == {}, maker
+    assert differences(before, all_four.state()) == []
+
+
+def all_know_each_other(all_four: Everyone, names: Sequence[str]) -> None:
+    addresses = all_four.addresses()
+    assert set(addresses) == set(names)
+    pairs = list(itertools.permutations(names, 2))
+    assert {pair: all_four.fetch(pair[0], addresses[pair[1]]) for pair in pairs} == {pair: pair[1] for pair in pairs}
+    assert {pair: all_four.fetch(*pair) for pair in pairs} == {pair: pair[1] for pair in pairs}
+    outside = {name: all_four.fetch("outside", f"{FACING}:{PORTS[name]}") for name in names}
+    assert outside == {name: name for name in names}
 
 
 def words_in(value: Any) -> set[str]:
