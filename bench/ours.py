@@ -210,9 +210,10 @@ class Daemon:
         if program is None:
             raise Unsupported("not available: no atoll command", "pip install -e .")
         self._program = program
-        run, state = Path(f"/run/bench/atoll-{os.getpid()}"), _state()
-        self._socket = str(run / "atoll.sock")
-        self._environment = {**os.environ, "ATOLL_STATE": str(state), "ATOLL_RUN": str(run)}
+        self.run, state = Path(f"/run/bench/atoll-{os.getpid()}"), _state()
+        self._socket = str(self.run / "atoll.sock")
+        self.folders = {"ATOLL_STATE": str(state), "ATOLL_RUN": str(self.run)}
+        self._environment = {**os.environ, **self.folders}
         log = state / "log"
         with log.open("w") as output:
             self.process = subprocess.Popen(

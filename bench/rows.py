@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench import bare, dns, ours, tool, traffic
+from bench import bare, dns, doors, ours, tool, traffic
 from bench.peers import cni, docker, iptables, netavark, recipe
 from bench.stats import Check, Result, median, ratio
 from bench.variant import Sample, Series, Variant, compare
@@ -30,10 +30,37 @@ class Effort:
     rules: tuple[int, ...]
     churn_rounds: int
     client_rounds: int
+    present: int
+    storm: int
+    mappings: int
 
 
-FULL = Effort(rounds=20, few=10, many=1000, ports=60_000, own_ports=1000, rules=(1, 1000, 10_000), churn_rounds=3, client_rounds=15)
-QUICK = Effort(rounds=5, few=5, many=100, ports=2000, own_ports=500, rules=(1, 500), churn_rounds=1, client_rounds=3)
+FULL = Effort(
+    rounds=20,
+    few=10,
+    many=1000,
+    ports=60_000,
+    own_ports=1000,
+    rules=(1, 1000, 10_000),
+    churn_rounds=3,
+    client_rounds=15,
+    present=200,
+    storm=100,
+    mappings=200,
+)
+QUICK = Effort(
+    rounds=5,
+    few=5,
+    many=100,
+    ports=2000,
+    own_ports=500,
+    rules=(1, 500),
+    churn_rounds=1,
+    client_rounds=3,
+    present=20,
+    storm=20,
+    mappings=20,
+)
 
 Measured = Mapping[str, Series]
 
@@ -88,23 +115,106 @@ def _client_variants(effort: Effort) -> list[Variant]:
     return [
         Variant("Atoll, HTTP request", partial(ours.requesting, effort.few, 2)),
         Variant("Atoll, command line", partial(ours.commanding, effort.few, 2)),
-        Variant("CNI bridge + host-local + portmap, ADD", partial(cni.connecting, effort.few, 1)),
-        Variant("netavark setup", partial(netavark.connecting, effort.few, 1)),
         Variant("recipe of ip and nft commands", partial(recipe.connecting, effort.few, 2)),
         Variant("dockerd, HTTP network connect, no port", partial(docker.connecting, 1)),
-        Variant("docker run, what bridge and port add", partial(docker.starting, 1)),
     ]
 
 
-def _client_checks(effort: Effort, measured: Measured) -> list[Check]:
-    http, command, plugins, rust, by_hand, *_ = measured.values()
+def _client_checks(_: Effort, measured: Measured) -> list[Check]:
+    http, command, by_hand = list(measured.values())[:3]
     return [
-        Check("whole operation, CNI against Atoll by HTTP", ratio(plugins, http), "x", 10, at_least=True),
-        Check("whole operation, netavark against Atoll by HTTP", ratio(rust, http), "x", 10, at_least=True),
-        Check("whole operation, CNI against Atoll's command line", ratio(plugins, command), "x", 10, at_least=True),
-        Check("whole operation, netavark against Atoll's command line", ratio(rust, command), "x", 10, at_least=True),
         Check("whole operation, recipe against Atoll by HTTP", ratio(by_hand, http), "x"),
+        Check("whole operation, recipe against Atoll's command line", ratio(by_hand, command), "x"),
     ]
+
+
+def _faster(what: str, theirs: Series, ours: Series, limit: float | None = None) -> Check:
+    return Check(what, ratio(theirs, ours), "x", limit, at_least=True)
+
+
+def _cni_variants(effort: Effort) -> list[Variant]:
+    parts = ("ADD", "DEL")
+    return [
+        variant
+        for present in (effort.few, effort.present)
+        for variant in (
+            Variant(f"Atoll, one plugin, {present} present", partial(doors.adding, present, 2, one=True), parts),
+            Variant(f"Atoll as bridge and portmap, {present} present", partial(doors.adding, present, 2, one=False), parts),
+            Variant(f"bridge, host-local, portmap, {present} present", partial(cni.attaching, present, 1), parts),
+        )
+    ]
+
+
+def _cni_checks(effort: Effort, measured: Measured) -> list[Check]:
+    def compared(present: int, limit: float, series: Sequence[Series]) -> Iterator[Check]:
+        one_add, one_del, same_add, same_del, add, delete = series
+        yield _faster(f"CNI ADD with one port, {present} present, against the reference plugins", add, one_add, limit)
+        yield _faster(f"CNI DEL, {present} present, against the reference plugins", delete, one_del, 6)
+        yield _faster(f"CNI ADD by the reference plugins' configuration, {present} present", add, same_add)
+        yield _faster(f"CNI DEL by the reference plugins' configuration, {present} present", delete, same_del)
+
+    series = list(measured.values())
+    return [*compared(effort.few, 6, series[:6]), *compared(effort.present, 10, series[6:])]
+
+
+def _storm_variants(effort: Effort) -> list[Variant]:
+    return [
+        Variant("Atoll, one plugin", partial(doors.storming, effort.storm, one=True)),
+        Variant("Atoll as bridge and portmap", partial(doors.storming, effort.storm, one=False)),
+        Variant("bridge, host-local, portmap", partial(cni.storming, effort.storm)),
+    ]
+
+
+def _storm_checks(effort: Effort, measured: Measured) -> list[Check]:
+    one, same, plugins = measured.values()
+    return [
+        _faster(f"{effort.storm} CNI ADDs at once, against the reference plugins", plugins, one, 5),
+        _faster(f"{effort.storm} CNI ADDs at once, by the reference plugins' configuration", plugins, same),
+    ]
+
+
+def _netavark_variants(effort: Effort) -> list[Variant]:
+    parts = ("setup", "teardown")
+    return [
+        Variant("Atoll", partial(doors.setting_up, 1, effort.few, 2), parts),
+        Variant("netavark", partial(netavark.attaching, 1, effort.few, 1), parts),
+    ]
+
+
+def _netavark_checks(_: Effort, measured: Measured) -> list[Check]:
+    setup, teardown, their_setup, their_teardown = measured.values()
+    return [
+        _faster("netavark setup with 1 port, against netavark's own", their_setup, setup, 6),
+        _faster("netavark teardown with 1 port, against netavark's own", their_teardown, teardown),
+    ]
+
+
+def _ports_variants(effort: Effort) -> list[Variant]:
+    parts = ("setup", "teardown")
+    return [
+        Variant("Atoll", partial(doors.setting_up, effort.mappings, 0, 5), parts),
+        Variant("netavark", partial(netavark.attaching, effort.mappings, 0, 1), parts),
+    ]
+
+
+def _ports_checks(effort: Effort, measured: Measured) -> list[Check]:
+    setup, teardown, their_setup, their_teardown = measured.values()
+    return [
+        _faster(f"netavark setup with {effort.mappings} ports, against netavark's own", their_setup, setup, 50),
+        _faster(f"netavark teardown with {effort.mappings} ports, against netavark's own", their_teardown, teardown, 100),
+    ]
+
+
+def _docker_variants(_: Effort) -> list[Variant]:
+    return [
+        Variant("on an Atoll network", partial(doors.starting, 1)),
+        Variant("on Docker's own bridge", partial(docker.starting, 1)),
+    ]
+
+
+def _docker_checks(_: Effort, measured: Measured) -> list[Check]:
+    atoll, bridge = measured.values()
+    return [Check("docker run, what the network and a port add, against Docker's own bridge", ratio(atoll, bridge), "x", 0.5)]
 
 
 def _publish_variants(effort: Effort) -> list[Variant]:
@@ -273,6 +383,10 @@ def _client_rounds(effort: Effort) -> int:
     return effort.client_rounds
 
 
+def _one_round(_: Effort) -> int:
+    return 1
+
+
 def _churn_rounds(effort: Effort) -> int:
     return effort.churn_rounds
 
@@ -280,6 +394,11 @@ def _churn_rounds(effort: Effort) -> int:
 ROWS = (
     Row("connect", "Connect one namespace with one published port", "ms", _rounds, _connect_variants, _connect_checks),
     Row("client", "The whole operation as a client sees it", "ms", _client_rounds, _client_variants, _client_checks),
+    Row("cni", "A CNI runtime's ADD and DEL with one published port, as whole processes", "ms", _client_rounds, _cni_variants, _cni_checks),
+    Row("storm", "Many CNI ADDs at once, all done", "s", _churn_rounds, _storm_variants, _storm_checks),
+    Row("netavark", "Podman's call of netavark, one port", "ms", _client_rounds, _netavark_variants, _netavark_checks),
+    Row("mappings", "Podman's call of netavark, many ports", "ms", _one_round, _ports_variants, _ports_checks),
+    Row("docker", "What a network and one port add to docker run", "ms", _client_rounds, _docker_variants, _docker_checks),
     Row("publish", "Publish one port beside others", "ms", _rounds, _publish_variants, _publish_checks),
     Row("open", "A new TCP connection through a published port", "µs", _rounds, _open_variants, _open_checks),
     Row("churn", "Many namespaces created, connected and removed", "s", _churn_rounds, _churn_variants, _churn_checks),

@@ -32,10 +32,18 @@ _PATIENCE = 120
 
 @dataclass(frozen=True)
 class Variant:
-    """`build` sets the variant up on an empty host of its own, gives the function that samples it, and takes it down."""
+    """`build` sets the variant up on an empty host of its own, gives the function that samples it, and takes it down.
+
+    Of one with `parts` the samples are those of its parts in turn, and each part is a series: what it takes to make something, and
+    to take it back.
+    """
 
     name: str
     build: Callable[[], AbstractContextManager[Sample]]
+    parts: Sequence[str] = ("",)
+
+    def series(self) -> list[Series]:
+        return [Series(f"{self.name}, {part}" if part else self.name) for part in self.parts]
 
 
 @dataclass
@@ -75,7 +83,7 @@ class _Process:
     """One forked variant: starts in the constructor, ends with `stop`."""
 
     def __init__(self, variant: Variant) -> None:
-        self.series = Series(variant.name)
+        self.series = variant.series()
         context = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(variant, theirs), daemon=True)
@@ -88,19 +96,24 @@ class _Process:
             answer = self._pipe.recv() if self._pipe.poll(_PATIENCE) else f"no answer within {_PATIENCE} s"
         except EOFError:
             answer = "its process ended without an answer"
-        if isinstance(answer, str):
-            self.series.missing = answer
-            self.series.samples.clear()
-        else:
-            self.series.samples += answer
+        for number, series in enumerate(self.series):
+            if isinstance(answer, str):
+                series.missing = answer
+                series.samples.clear()
+            else:
+                series.samples += answer[number :: len(self.series)]
+
+    @property
+    def _missing(self) -> bool:
+        return bool(self.series[0].missing)
 
     def round(self) -> None:
-        if not self.series.missing:
+        if not self._missing:
             self._pipe.send(True)
             self._receive()
 
     def stop(self) -> None:
-        if self.series.missing:
+        if self._missing:
             self._process.terminate()
         else:
             self._pipe.send(False)
@@ -123,4 +136,4 @@ def compare(variants: Sequence[Variant], rounds: int) -> dict[str, Series]:
         for process in processes:
             process.stop()
         netns.settle()
-    return {process.series.name: process.series for process in processes}
+    return {series.name: series for process in processes for series in process.series}

@@ -94,7 +94,7 @@ class Docker:
 
 
 @contextmanager
-def _running() -> Iterator[Docker]:
+def running() -> Iterator[Docker]:
     docker = Docker()
     try:
         yield docker
@@ -105,7 +105,7 @@ def _running() -> Iterator[Docker]:
 @contextmanager
 def connecting(count: int) -> Iterator[Sample]:
     """Milliseconds of the HTTP request that connects a running container to a network; it publishes no port."""
-    with _running() as docker:
+    with running() as docker:
         docker.start("bench0", "--network", "bridge")
         docker("network", "create", "bench")
 
@@ -120,40 +120,45 @@ def connecting(count: int) -> Iterator[Sample]:
         yield sample
 
 
-@contextmanager
-def starting(count: int) -> Iterator[Sample]:
-    """Milliseconds that the bridge and one published port add to `docker run`: the command with them less the command without.
+def start(docker: Docker, network: str, count: int) -> Sample:
+    """Takes the milliseconds that a network and one published port add to `docker run`: the command with them less the command without.
 
     The daemon offers no other way to publish a port.
     """
-    with _running() as docker:
 
-        def once(*options: str) -> float:
-            elapsed = docker.timed("run", "-d", "--name", "bench0", *options, _IMAGE, *_SLEEP)
-            docker("rm", "-f", "bench0")
-            return elapsed
+    def once(*options: str) -> float:
+        elapsed = docker.timed("run", "-d", "--name", "bench0", *options, _IMAGE, *_SLEEP)
+        docker("rm", "-f", "bench0")
+        return elapsed
 
-        yield lambda: [once("--network", "bridge", "-p", "20000:80") - once("--network", "none") for _ in range(count)]
+    return lambda: [once("--network", network, "-p", "20000:80") - once("--network", "none") for _ in range(count)]
+
+
+@contextmanager
+def starting(count: int) -> Iterator[Sample]:
+    """`docker run` on Docker's own bridge, less the same without a network."""
+    with running() as docker:
+        yield start(docker, "bridge", count)
 
 
 @contextmanager
 def listing(count: int) -> Iterator[Sample]:
     """Milliseconds of `docker network ls` as a whole process."""
-    with _running() as docker:
+    with running() as docker:
         yield lambda: [docker.timed("network", "ls") for _ in range(count)]
 
 
 @contextmanager
 def memory() -> Iterator[Sample]:
     """MiB of dockerd and its containerd without any container."""
-    with _running() as docker:
+    with running() as docker:
         yield lambda: [tool.resident(docker.process.pid)]
 
 
 @contextmanager
 def pair() -> Iterator[Pair]:
     """Two containers on the default bridge."""
-    with _running() as docker:
+    with running() as docker:
         pids = [docker.start(name) for name in ("bench0", "bench1")]
         address = docker("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "bench1")
         client, server = (os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC) for pid in pids)

@@ -19,13 +19,14 @@ _GATEWAY = IPv4Address("10.68.0.1")
 
 
 class Netavark:
-    """Attaches namespaces one after the other, each with one published port."""
+    """Attaches namespaces one after the other, each with `ports` published ports, each of those a mapping of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str, ports: int) -> None:
         state = f"/run/bench/netavark-{os.getpid()}"
         os.mkdir(state)
-        self._command = (tool.find("netavark", "netavark", FOLDER), "--config", state, "--rootless=false")
+        self._command = (program, "--config", state, "--rootless=false")
         self._environment = {"PATH": os.environ["PATH"], "RUST_LOG": "netavark=warn"}
+        self._ports = ports
         self._made = 0
 
     def _request(self) -> str:
@@ -41,14 +42,18 @@ class Netavark:
             "ipam_options": {"driver": "host-local"},
         }
         attachment = {"interface_name": "eth0", "static_ips": [str(_GATEWAY + self._made)]}
-        port = {"host_ip": "", "host_port": 20000 + self._made, "container_port": 80, "protocol": "tcp", "range": 1}
+        first = 20000 + self._made * self._ports
+        ports = [
+            {"host_ip": "", "host_port": first + number, "container_port": 80 + number, "protocol": "tcp", "range": 1}
+            for number in range(self._ports)
+        ]
         return json.dumps(
             {
                 "container_id": f"{self._made:064x}",
                 "container_name": f"bench{self._made}",
                 "networks": {"bench": attachment},
                 "network_info": {"bench": network},
-                "port_mappings": [port],
+                "port_mappings": ports,
             }
         )
 
@@ -56,20 +61,20 @@ class Netavark:
         """Setup for a new namespace: milliseconds, the namespace."""
         self._made += 1
         namespace = netns.create()
-        command = (*self._command, "setup", netns.path(namespace))
-        elapsed, _ = tool.timed(*command, text=self._request(), environment=self._environment)
-        return elapsed, namespace
+        return self._timed("setup", namespace), namespace
 
-    def teardown(self, namespace: int) -> None:
-        """Teardown of the namespace that was set up last."""
-        tool.run(*self._command, "teardown", netns.path(namespace), text=self._request(), environment=self._environment)
+    def teardown(self, namespace: int) -> float:
+        """Teardown of the namespace that was set up last: milliseconds."""
+        elapsed = self._timed("teardown", namespace)
         os.close(namespace)
+        return elapsed
+
+    def _timed(self, verb: str, namespace: int) -> float:
+        return tool.timed(*self._command, verb, netns.path(namespace), text=self._request(), environment=self._environment)[0]
 
 
-@contextmanager
-def connecting(endpoints: int, count: int) -> Iterator[Sample]:
-    """Milliseconds of setup for one namespace beside `endpoints` others."""
-    netavark = Netavark()
+def attach(netavark: Netavark, endpoints: int, count: int) -> Sample:
+    """Takes the milliseconds of setup and those of teardown in turn, for one namespace after the other beside `endpoints` others."""
     for _ in range(endpoints):
         netavark.setup()
 
@@ -77,8 +82,12 @@ def connecting(endpoints: int, count: int) -> Iterator[Sample]:
         results: list[float] = []
         for _ in range(count):
             elapsed, namespace = netavark.setup()
-            results.append(elapsed)
-            netavark.teardown(namespace)
+            results += [elapsed, netavark.teardown(namespace)]
         return results
 
-    yield sample
+    return sample
+
+
+@contextmanager
+def attaching(ports: int, endpoints: int, count: int) -> Iterator[Sample]:
+    yield attach(Netavark(tool.find("netavark", "netavark", FOLDER), ports), endpoints, count)

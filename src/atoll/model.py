@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Driver = Literal["bridge", "macvlan", "ipvlan", "host", "none"]
-Nat = Literal["masquerade", "routed", "snat"]
+Nat = Literal["masquerade", "routed", "snat", "kept"]
+GatewayMode = Literal["nat", "nat-unprotected", "routed", "isolated"]
 Protocol = Literal["tcp", "udp", "sctp"]
 State = Literal["pending", "ready", "removing"]
 NamespaceKind = Literal["created", "adopted", "external"]
@@ -34,6 +35,7 @@ Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 DRIVERS: Final[tuple[Driver, ...]] = ("bridge", "macvlan", "ipvlan", "host", "none")
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("tcp", "udp", "sctp")
 ROUTE_KINDS: Final[tuple[RouteKind, ...]] = ("unicast", "blackhole", "unreachable", "prohibit")
+GATEWAY_MODES: Final[tuple[GatewayMode, ...]] = ("nat", "nat-unprotected", "routed", "isolated")
 ISOLATIONS: Final[tuple[Isolation, ...]] = ("strict", "isolated", "open")
 #: These always exist and can't be removed, as in Docker.
 PREDEFINED: Final = {"host": "host", "none": "none"}
@@ -44,6 +46,7 @@ BRIDGE_PREFIX: Final = "atb"
 VETH_PREFIX: Final = "atv"
 TRUNK_PREFIX: Final = "att"
 SHAPER_PREFIX: Final = "ati"
+PARENT_PREFIX: Final = "atp"
 SPARE_PREFIX: Final = "atc"
 #: A kernel bridge takes 1,023 ports, but one broadcast to more than about 900 overruns the backlog of a CPU (net.core.netdev_max_backlog
 #: 1000), also when it goes on to the next bridge of the chain; so a network grows by bridges of this many ports.
@@ -97,11 +100,18 @@ class Subnet(Struct, frozen=True, omit_defaults=True):
 
 class Network(Struct, frozen=True, omit_defaults=True):
     """A network. `bridge` is its first kernel bridge and the one with the gateway addresses; `made_bridge` is false when it was there
-    before us and stays. `parent` and `mode` belong to macvlan and ipvlan. `snat` holds the source addresses for `nat="snat"`. With `dns`
-    the gateway of a bridge network answers for names, and asks `servers` (none: the host's) about those of the world outside; below
-    `domains` it answers for them as well as below `NETWORK.atoll`. A `fleeting` one goes with its last endpoint.
-    `isolation`: networks that are `open` reach each other and `isolated` ones; `isolated` ones don't reach each other; a `strict` one
-    reaches no other. `routes`, `default_route` and `metric` are those of its endpoints that say nothing else."""
+    before us and stays. `parent` and `mode` belong to macvlan and ipvlan; `made_parent` is true when the parent is there for such
+    networks alone: an interface that leads nowhere, or the VLAN 50 of eth0 that is called eth0.50. `snat` holds the source addresses for
+    `nat="snat"`. With `dns` the gateway of a bridge network answers for names, below `domains` as well as below `NETWORK.atoll`, and asks
+    `servers` (none: the host's) about those of the world outside. `isolation`: networks that are `open` reach each other and `isolated`
+    ones; `isolated` ones don't reach each other; a `strict` one reaches no other. `routes`, `default_route` and `metric` are those of its
+    endpoints that say nothing else. A `fleeting` one goes with its last endpoint.
+
+    `nat` says whether what leaves keeps its address: where it is `routed` the outside also reaches the endpoints by theirs, where it is
+    `kept` it doesn't. The gateway modes are Docker's: `nat-unprotected` opens the endpoints to the outside; `routed` keeps addresses,
+    and published ports are reached by the endpoints' own, while the host's ports lead nowhere; `isolated`, of an internal network, has no
+    gateway. `host_binding` is the host's address for ports that name none; `trusted` interfaces of the host lead to published ports by
+    the endpoints' own addresses; with an `inhibit` the bridge doesn't carry that gateway's address, someone else does."""
 
     id: str
     name: str
@@ -118,7 +128,15 @@ class Network(Struct, frozen=True, omit_defaults=True):
     guard: bool = True
     nat: Nat = "masquerade"
     snat: tuple[str, ...] = ()
+    gateway_mode4: GatewayMode = "nat"
+    gateway_mode6: GatewayMode = "nat"
+    host_binding: str = ""
+    trusted: tuple[str, ...] = ()
+    inhibit_ipv4: bool = False
+    inhibit_ipv6: bool = False
+    interface_prefix: str = "eth"
     parent: str = ""
+    made_parent: bool = False
     mode: str = ""
     flag: str = ""
     ingress_rate: int = 0
@@ -145,6 +163,23 @@ class Network(Struct, frozen=True, omit_defaults=True):
             return ""
         return next((subnet.gateway for subnet in self.subnets if subnet.version == version and subnet.gateway), "")
 
+    def gateway_mode(self, version: int) -> GatewayMode:
+        return self.gateway_mode4 if version == 4 else self.gateway_mode6
+
+    def maps_ports(self, version: int = 0) -> bool:
+        """Whether ports of the host lead to published ones, in a family or in any."""
+        versions = (version,) if version else tuple(v for v in (4, 6) if self.has(v))
+        return any(self.gateway_mode(v) != "routed" for v in versions)
+
+    def serves(self, version: int) -> bool:
+        """Whether somebody beyond the network reaches published ports by the endpoints' own addresses."""
+        return bool(self.trusted) or self.gateway_mode(version) == "routed"
+
+    def gateways(self) -> tuple[Subnet, ...]:
+        """The subnets whose gateway the first bridge is."""
+        inhibited = {4: self.inhibit_ipv4, 6: self.inhibit_ipv6}
+        return tuple(subnet for subnet in self.subnets if subnet.gateway and not inhibited[subnet.version])
+
     def shard(self, index: int) -> str:
         """The name of the kernel bridge number `index`."""
         return self.bridge if index == 0 else f"{BRIDGE_PREFIX}{self.id}s{index}"
@@ -153,7 +188,7 @@ class Network(Struct, frozen=True, omit_defaults=True):
         """The addresses at which its endpoints ask for names, also on an internal network; none without DNS."""
         if self.driver != "bridge" or not self.dns:
             return ()
-        return tuple(subnet.gateway for subnet in self.subnets if subnet.gateway)
+        return tuple(subnet.gateway for subnet in self.gateways())
 
     def bridges(self) -> tuple[str, ...]:
         return tuple(self.shard(index) for index in range(self.shards)) if self.driver == "bridge" else ()

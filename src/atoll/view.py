@@ -85,6 +85,7 @@ def namespace_view(engine: Engine, namespace: Namespace) -> dict[str, Any]:
         "source": namespace.source,
         "who": engine.state.who(namespace),
         "path": str(engine.host.namespace_path(namespace.name)) if namespace.can_be_entered else "",
+        "follows": namespace.path,
         "inode": namespace.inode,
         "pid": owner.pid if owner is not None else namespace.pid,
         "command": list(owner.command) if owner is not None else [],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.daemon.doors import KINDS, made
 from tests.daemon.processes import CommandLine
 from tests.support import lenient
 
@@ -20,3 +21,17 @@ def atoll(host: None, tmp_path: Path) -> Iterator[CommandLine]:
     lenient()
     with CommandLine(tmp_path) as commands:
         yield commands
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """State and run folders of the test's own, which the forwarders that it makes lead to."""
+    monkeypatch.setenv("ATOLL_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("ATOLL_RUN", str(tmp_path / "run"))
+    return tmp_path
+
+
+@pytest.fixture(params=KINDS)
+def program(request: pytest.FixtureRequest, folders: Path) -> Path:
+    """A forwarder of each kind, called bridge."""
+    return made(folders / "bin" / "bridge", request.param)

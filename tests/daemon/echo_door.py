@@ -1,6 +1,6 @@
 """A door for tests: it answers with what it was asked, or does what the call's stdin says, a JSON object.
 
-{"say": {...}}      the fields of the answer; stdout and stderr are text
+{"say": {...}}      the fields of the answer; stdout and stderr are text, and stdout comes "times" times
 {"run": "exit"}     end the daemon at once, in the middle of the call; "exit once" only if CNI_ARGS says so
 {"run": "hang"}     don't answer
 {"run": "raise"}    a defect of the door
@@ -36,8 +36,14 @@ def answer(engine: Engine, call: Call) -> Answer:
             time.sleep(3600)
         case "raise":
             raise RuntimeError("a defect")
+    if path := wish.get("wait"):
+        while not os.path.exists(path):
+            time.sleep(0.005)
+    if path := wish.get("make"):
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
     if say := wish.get("say"):
-        return Answer(say.get("code", 0), say.get("stdout", "").encode(), say.get("stderr", "").encode(), say.get("run", ""))
+        stdout = say.get("stdout", "").encode() * say.get("times", 1)
+        return Answer(say.get("code", 0), stdout, say.get("stderr", "").encode(), say.get("run", ""))
     return Answer(stdout=msgspec.json.encode({"pid": os.getpid(), "call": _readable(call)}))
 
 

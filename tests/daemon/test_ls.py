@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from atoll import Engine
-from tests.others import Other
+from tests.daemon.processes import eventually
+from tests.others import Other, sh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,3 +115,25 @@ def test_pictures_and_explanations_say_what_runs_it(busy: CommandLine) -> None:
         assert "podman" in busy.says("graph", "--format", form)
     said = busy("explain", "pod", "shop:80").stdout
     assert "- pod is a container of podman\n- shop is a container of docker\n" in said
+
+
+def test_what_its_client_ends_goes_by_itself(atoll: CommandLine, tmp_path: Path) -> None:
+    with Other(tmp_path, "pod") as pod, Other(tmp_path, "box") as box:
+        with Engine.open(atoll.daemon.state) as engine:
+            engine.create_network("web", subnets=["10.9.2.0/24"])
+            engine.adopt_namespace("pod", path=pod.path, follow=True, source="cni:1")
+            engine.connect("web", "pod", publish=["8080:80"])
+            engine.create_external("shop", source="docker:1")
+            box.take(engine.connect("web", "shop", publish=["8081:80"]), "eth0")
+            engine.reveal_namespace("shop", box.path)
+        assert atoll.says("ls", "-q") == "pod\nshop\n"
+        pod.end()
+        eventually(lambda: atoll.says("ls", "-q") == "shop\n", "the pod goes")
+        box.end()
+        eventually(lambda: atoll.says("ls", "-q") == "", "the container goes")
+        eventually(lambda: "atv" not in sh("ip -br link"), "their links go")
+        events = [
+            (event["event"], event.get("namespace")) for event in map(json.loads, atoll.says("events", "--format", "json").splitlines())
+        ]
+        assert events == [("namespace.vanish", "pod"), ("namespace.vanish", "shop")]
+        assert atoll.says("network", "rm", "web") == "web\n"

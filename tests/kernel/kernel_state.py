@@ -68,7 +68,7 @@ _CHANCE = frozenset(
     }
 )
 #: Links that nobody names a MAC address for; the kernel draws one.
-_UNNAMED_MAC = re.compile(r"at[vti][0-9a-f]{10}(\d+[du])?")
+_UNNAMED_MAC = re.compile(r"at[vtip][0-9a-f]{10}(\d+[du])?")
 
 
 class Shell:

@@ -133,6 +133,17 @@ def test_making_an_ipvlan(name: str, parent: int, fd: int, mtu: int, mode: str, 
     }
 
 
+@given(names, indexes, st.integers(1, 4094))
+def test_making_a_vlan(name: str, base: int, number: int) -> None:
+    assert read_by_pyroute2(rtnl.add_vlan(name, base=base, number=number)) == {
+        "event": "RTM_NEWLINK",
+        "send": EXISTS_NOT,
+        "IFLA_LINK": base,
+        "IFLA_IFNAME": name,
+        "IFLA_LINKINFO": {"IFLA_INFO_KIND": "vlan", "IFLA_INFO_DATA": {"IFLA_VLAN_ID": number}},
+    }
+
+
 @given(names, names, mtus)
 def test_making_an_ifb_naming_a_link_and_deleting_it(name: str, alias: str, mtu: int) -> None:
     assert read_by_pyroute2(rtnl.add_ifb(name)) == {
@@ -141,6 +152,13 @@ def test_making_an_ifb_naming_a_link_and_deleting_it(name: str, alias: str, mtu:
         "flags": rtnl.IFF_UP,
         "change": rtnl.IFF_UP,
         "IFLA_IFNAME": name,
+        "IFLA_LINKINFO": {"IFLA_INFO_KIND": "ifb"},
+    }
+    assert read_by_pyroute2(rtnl.add_ifb(name, mtu=mtu, up=False)) == {
+        "event": "RTM_NEWLINK",
+        "send": EXISTS_NOT,
+        "IFLA_IFNAME": name,
+        "IFLA_MTU": mtu,
         "IFLA_LINKINFO": {"IFLA_INFO_KIND": "ifb"},
     }
     found = {"event": "RTM_NEWLINK", "send": 0, "IFLA_IFNAME": name, "IFLA_IFALIAS": alias}

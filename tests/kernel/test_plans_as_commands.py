@@ -110,8 +110,25 @@ def twins(host: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Twins]:
         {"ipv6": True, "masquerade": False},
         {"ipv6": True, "options": {"snat": "192.0.2.2", "snat6": "2001:db8::2"}},
         {"options": {"bridge": "type", "guard": "false"}},
+        {"ipv6": True, "options": {"gateway-mode4": "routed", "gateway-mode6": "nat-unprotected", "host-binding": "192.0.2.2"}},
+        {"ipv6": True, "options": {"trusted-interfaces": "uplink:other", "inhibit-ipv4": "true", "nat": "kept"}},
+        {"ipv6": True, "internal": True, "options": {"gateway-mode4": "isolated", "gateway-mode6": "isolated"}},
     ],
-    ids=["v4", "dual-stack", "v6", "several-subnets", "smallest", "internal", "no-icc", "routed", "snat", "named-bridge"],
+    ids=[
+        "v4",
+        "dual-stack",
+        "v6",
+        "several-subnets",
+        "smallest",
+        "internal",
+        "no-icc",
+        "routed",
+        "snat",
+        "named-bridge",
+        "gateway-modes",
+        "trusted",
+        "isolated",
+    ],
 )
 def test_the_life_of_a_network(twins: Twins, options: dict[str, Any]) -> None:
     twins.both(UPLINK)
@@ -119,6 +136,10 @@ def test_the_life_of_a_network(twins: Twins, options: dict[str, Any]) -> None:
     twins.do("create_namespace", "r1")
     # A name that iproute2 could take for a word of its own.
     twins.do("connect", "net", "r1", interface="up")
+    if not options.get("internal"):
+        twins.do("publish", "r1", ["80-90:80-90", "91:91", "95:95", "8080:80/udp"])
+        twins.do("publish", "r1", ["92-94:92-94"])
+        twins.do("unpublish", "r1", ["91:91", "80-90:80-90"])
     twins.do("remove_namespace", "r1")
     twins.do("remove_network", "net")
 
@@ -194,6 +215,17 @@ def test_macvlan(twins: Twins) -> None:
     twins.do("disconnect", "lan", "r1")
     twins.do("remove_namespace", "r2")
     twins.do("remove_network", "lan")
+
+
+def test_macvlan_without_a_parent(twins: Twins) -> None:
+    twins.do("create_network", "lan", driver="macvlan", mtu=1400)
+    parent = twins.engine.state.network("lan").parent
+    twins.do("create_network", "second", driver="macvlan", options={"parent": parent}, subnets=["10.5.0.0/24"])
+    twins.do("create_namespace", "r1")
+    twins.do("connect", "second", "r1")
+    twins.do("remove_network", "lan")
+    twins.do("remove_namespace", "r1")
+    twins.do("remove_network", "second")
 
 
 def test_a_namespace_on_several_networks(twins: Twins) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: Where runtimes look for plugins: containerd, CRI-O and Kubernetes in the first, Debian's Podman in the second, Fedora's in the third.
 _FOLDERS: Final = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 _CONFIGURATIONS: Final = "/etc/cni/net.d"
-_CONFIGURATION: Final = f"{_CONFIGURATIONS}/10-atoll.conflist"
+_FILE: Final = "10-atoll.conflist"
 #: libcni reads the first key only by name, so a list may say where it comes from.
 _MARK: Final = "written by atoll cni install"
 _CAPABILITIES: Final = ("portMappings", "bandwidth", "ips", "ipRanges", "mac", "aliases", "dns")
@@ -35,7 +35,7 @@ def cni() -> None:
 
 @cni.command()
 @_dir_option
-@click.option("--conf", "network", default="", metavar="NETWORK", help=f"Write a configuration for a network: {_CONFIGURATION}.")
+@click.option("--conf", "network", default="", metavar="NETWORK", help=f"Write a configuration for a network: {_CONFIGURATIONS}/{_FILE}.")
 @click.option("--replace", is_flag=True, help="Serve the reference plugins' names, too, so that configurations work as they are.")
 @output.dry_run_option
 def install(folders: tuple[str, ...], network: str, replace: bool, dry_run: bool) -> None:
@@ -78,6 +78,7 @@ def uninstall(folders: tuple[str, ...], dry_run: bool) -> None:
     """
     from atoll.frontends import forwarder
 
+    configuration = _place()
     for folder in _folders(folders):
         for name in _every_name():
             path = os.path.join(folder, name)
@@ -89,13 +90,13 @@ def uninstall(folders: tuple[str, ...], dry_run: bool) -> None:
                 continue
             forwarder.remove(path)
             click.echo(path)
-    if _is_ours(_CONFIGURATION):
+    if _is_ours(configuration):
         if dry_run:
-            click.echo(f"rm {_CONFIGURATION}")
+            click.echo(f"rm {shlex.quote(configuration)}")
             return
-        with _said(f"removing {_CONFIGURATION}"):
-            os.unlink(_CONFIGURATION)
-        click.echo(_CONFIGURATION)
+        with _said(f"removing {configuration}"):
+            os.unlink(configuration)
+        click.echo(configuration)
 
 
 @cni.command()
@@ -123,9 +124,9 @@ def status(folders: tuple[str, ...], form: str) -> None:
 
 
 def _folders(given: Sequence[str]) -> list[str]:
-    """Those that were named, else those of the usual ones that there are, each once though some are links to others."""
-    if given:
-        return [os.path.abspath(folder) for folder in given]
+    """Those that were named, here or by CNI_PATH, else the usual ones that there are, each once though some are links to others."""
+    if named := list(given) or [folder for folder in os.environ.get("CNI_PATH", "").split(":") if folder]:
+        return [os.path.abspath(folder) for folder in named]
     there = {os.path.realpath(folder): folder for folder in reversed(_FOLDERS) if os.path.isdir(folder)}
     return sorted(there.values(), key=_FOLDERS.index)
 
@@ -169,25 +170,36 @@ def _configuration(network: str) -> str:
     return json.dumps(said, indent=2) + "\n"
 
 
+def _place() -> str:
+    """Where our configuration is, or would be; NETCONFPATH says where others are to be looked for, as it does to cnitool."""
+    return os.path.join(_folder(), _FILE)
+
+
+def _folder() -> str:
+    return os.path.abspath(os.environ.get("NETCONFPATH") or _CONFIGURATIONS)
+
+
 def _check_place(text: str) -> None:
-    there = _read(_CONFIGURATION)
-    if there is not None and there != text and not _is_ours(_CONFIGURATION):
-        raise Conflict(f"{_CONFIGURATION} exists and isn't from atoll cni install", "move it away first")
+    path = _place()
+    there = _read(path)
+    if there is not None and there != text and not _is_ours(path):
+        raise Conflict(f"{path} exists and isn't from atoll cni install", "move it away first")
 
 
 def _write(text: str, *, dry_run: bool) -> None:
+    path, folder = _place(), _folder()
     if dry_run:
-        click.echo(f"mkdir -p {_CONFIGURATIONS}\ncat > {_CONFIGURATION} <<'END'\n{text}END")
+        click.echo(f"mkdir -p {shlex.quote(folder)}\ncat > {shlex.quote(path)} <<'END'\n{text}END")
         return
-    with _said(f"writing {_CONFIGURATION}"):
-        os.makedirs(_CONFIGURATIONS, mode=0o755, exist_ok=True)
-        fresh = f"{_CONFIGURATIONS}/.10-atoll.{os.getpid()}"
+    with _said(f"writing {path}"):
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        fresh = f"{folder}/.10-atoll.{os.getpid()}"
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(text)
         # At once: a runtime may watch the folder and read what it sees.
-        os.rename(fresh, _CONFIGURATION)
-    click.echo(_CONFIGURATION)
+        os.rename(fresh, path)
+    click.echo(path)
 
 
 def _read(path: str) -> str | None:
@@ -214,14 +226,15 @@ def _is_ours(path: str) -> bool:
 
 def _lists() -> list[dict[str, Any]]:
     """The network configurations in the order in which runtimes look at them, by name."""
+    folder = _folder()
     try:
-        names = sorted(os.listdir(_CONFIGURATIONS))
+        names = sorted(os.listdir(folder))
     except OSError:
         return []
     found: list[dict[str, Any]] = []
     for name in names:
         if name.endswith((".conflist", ".conf", ".json")):
-            path = os.path.join(_CONFIGURATIONS, name)
+            path = os.path.join(folder, name)
             said = _parsed(path)
             plugins = said.get("plugins") if isinstance(said.get("plugins"), list) else [said]
             types = [str(plugin.get("type", "?")) for plugin in plugins or [] if isinstance(plugin, dict)]

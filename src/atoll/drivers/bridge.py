@@ -55,7 +55,7 @@ def network_up(network: Network) -> list[Operation]:
 
 def gateway_addresses(network: Network) -> list[str]:
     """The addresses that the first bridge carries, with prefix length."""
-    return [f"{subnet.gateway}/{ipaddress.ip_network(subnet.subnet).prefixlen}" for subnet in network.subnets if subnet.gateway]
+    return [f"{subnet.gateway}/{ipaddress.ip_network(subnet.subnet).prefixlen}" for subnet in network.gateways()]
 
 
 def _loopback_routes(network: Network) -> list[RouteAdd]:

@@ -298,8 +298,9 @@ class Base:
         """
         errors: list[AtollError] = []
         if with_namespace and network.driver == "bridge":
-            # A shaper is only there with an egress rate; that one can't be named is no error.
-            self.host.rtnl.request(*(rtnl.set_group(name, DOOMED) for name in (endpoint.host_interface, endpoint.shaper)))
+            # A shaper is only there with an egress rate, and a spare end until it is taken; that one can't be named is no error.
+            ends = (endpoint.host_interface, endpoint.shaper, endpoint.spare)
+            self.host.rtnl.request(*(rtnl.set_group(name, DOOMED) for name in ends))
             self._doomed = True
         else:
             errors = dismantle(self.host, self._detach_what_is_there(network, endpoint))

@@ -19,5 +19,6 @@ class Engine(ResolverVerbs, RunVerbs, HoldVerbs, TuningVerbs, CheckVerbs, Isolat
             engine.create_namespace("r1")
             engine.connect("br0", "r1", publish=["8080:80"])
 
-    Every verb has a `plan_` twin that returns what it would do and changes nothing. An engine belongs to one thread at a time.
+    The verbs of the command line have `plan_` twins that return what they would do and change nothing. An engine belongs to one thread
+    at a time.
     """

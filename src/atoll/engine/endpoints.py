@@ -225,9 +225,9 @@ class EndpointVerbs(PortVerbs):
             if check_interface(wanted) in taken or wanted == "lo":
                 raise Conflict(f"{namespace.name} has an interface {wanted}", "choose another name")
             return wanted
-        while f"eth{number}" in taken:
+        while f"{network.interface_prefix}{number}" in taken:
             number += 1
-        return f"eth{number}"
+        return f"{network.interface_prefix}{number}"
 
     def choose_mac(self, network: Network, wanted: str) -> str:
         """The one that is wanted, or one that nobody has."""
@@ -240,6 +240,8 @@ class EndpointVerbs(PortVerbs):
             if self.state.mac_taken(network, mac):
                 raise Conflict(f"MAC address {mac} is taken on network {network.name}", "choose another, or none for a random one")
             return mac
+        if network.mode == "passthru":
+            return self.links()[network.parent].mac  # the kernel gives it that, and to set another would change the parent's
         while self.state.mac_taken(network, mac := self.new_mac()):
             pass
         return mac

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from atoll.drivers import of
 from atoll.firewall.elements import Element
 from atoll.firewall.skeleton import FENCES
-from atoll.model import BRIDGE_PREFIX, SHAPER_PREFIX, SPARE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
+from atoll.model import BRIDGE_PREFIX, PARENT_PREFIX, SHAPER_PREFIX, SPARE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
 from atoll.plan.operations import HOST, Operation, SysctlSet
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _REDIRECTS: Final = "net/ipv4/conf/all/accept_redirects"
 _FORWARD6: Final = "net/ipv6/conf/all/forwarding"
 _BRIDGE4: Final = "net/bridge/bridge-nf-call-iptables"
 _BRIDGE6: Final = "net/bridge/bridge-nf-call-ip6tables"
-_OURS: Final = (BRIDGE_PREFIX, VETH_PREFIX, SPARE_PREFIX, TRUNK_PREFIX, SHAPER_PREFIX)
+_OURS: Final = (BRIDGE_PREFIX, VETH_PREFIX, SPARE_PREFIX, TRUNK_PREFIX, SHAPER_PREFIX, PARENT_PREFIX)
 
 
 def needs(networks: Iterable[Network], links: Collection[Link], read: Callable[[str], str | None]) -> dict[str, str]:

@@ -156,12 +156,13 @@ class NamespaceVerbs(Base):
 
     def release_vanished(self) -> list[Namespace]:
         """Let go of namespaces that ended without us: their process died, their path leads elsewhere, or somebody deleted their name."""
-        for namespace in self.state.namespaces.values():
-            self._name_again(namespace)
-        gone = [namespace for namespace in self.namespaces() if namespace.state == "ready" and not self._is_there(namespace)]
+        gone = [
+            namespace
+            for namespace in self.namespaces()
+            if namespace.state == "ready" and not self._is_there(namespace) and not self._named_again(namespace)
+        ]
         for namespace in gone:
-            self._let_go(namespace, ending=True)
-            self.emit("namespace.vanish", namespace=namespace.name, source=namespace.source)
+            self._let_go_of_ended(namespace)
         self.names.tell()
         return gone
 
@@ -253,8 +254,12 @@ class NamespaceVerbs(Base):
         if other is not None and other.name != made.name:
             if self._is_there(other):
                 raise Conflict(f"that namespace is under our care as {other.name}", f"use the name {other.name}")
-            self._let_go(other)
+            self._let_go_of_ended(other)
         return found
+
+    def _let_go_of_ended(self, namespace: Namespace) -> None:
+        self._let_go(namespace, ending=True)
+        self.emit("namespace.vanish", namespace=namespace.name, source=namespace.source)
 
     def _let_go(self, namespace: Namespace, *, ending: bool = False) -> list[AtollError]:
         """Take away all that a namespace's record speaks of, and the record."""
@@ -319,12 +324,13 @@ class NamespaceVerbs(Base):
             return False
         return self._is_known(namespace)
 
-    def _name_again(self, namespace: Namespace) -> None:
+    def _named_again(self, namespace: Namespace) -> bool:
         """One that others hold needs its name here only to be entered, so a name that was deleted is given once more."""
-        if namespace.path and namespace.named and not self._is_known(namespace) and namespace.boot == netns.boot_id():
-            found = netns.identity_at(namespace.path)
-            if found == (namespace.device, namespace.inode) and not self.host.has_namespace(namespace.name):
-                dismantle(self.host, Plan((NamespaceAttach(namespace.name, namespace.path),)))
+        if not namespace.path or not namespace.named or self.host.has_namespace(namespace.name):
+            return False
+        if netns.identity_at(namespace.path) != (namespace.device, namespace.inode) or namespace.boot != netns.boot_id():
+            return False
+        return not dismantle(self.host, Plan((NamespaceAttach(namespace.name, namespace.path),))) and self._is_known(namespace)
 
     def _is_known(self, namespace: Namespace) -> bool:
         """Whether the name leads to the namespace that the record speaks of. The kernel gives numbers anew after a restart."""
@@ -345,8 +351,7 @@ class NamespaceVerbs(Base):
             try:
                 self._hold(namespace, netns.hold_process(netns.Process(namespace.pid, namespace.start)))
             except NotFound:
-                self._let_go(namespace)
-                self.emit("namespace.vanish", namespace=namespace.name, source=namespace.source)
+                self._let_go_of_ended(namespace)
 
     def _hold(self, namespace: Namespace, holder: int) -> None:
         self._pidfds[namespace.name] = holder

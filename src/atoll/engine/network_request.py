@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct, structs
 
 from atoll import ipam
-from atoll.drivers import routing
+from atoll.drivers import children, routing
+from atoll.engine import network_options
 from atoll.errors import Conflict, Invalid, NotFound
 from atoll.kernel import rtnl
 from atoll.model import (
     BRIDGE_PREFIX,
-    DRIVERS,
     ISOLATIONS,
+    PARENT_PREFIX,
     PREDEFINED,
     Network,
     Route,
@@ -36,25 +37,6 @@ if TYPE_CHECKING:
 
     from atoll.ipam import Taken
     from atoll.model import Prefix
-
-_DOCKER: Final = "com.docker.network."
-#: Options under Docker's names, by ours.
-_SYNONYMS: Final = {
-    f"{_DOCKER}bridge.name": "bridge",
-    f"{_DOCKER}driver.mtu": "mtu",
-    f"{_DOCKER}bridge.enable_icc": "icc",
-    f"{_DOCKER}bridge.enable_ip_masquerade": "masquerade",
-    f"{_DOCKER}host_ipv4": "snat",
-    f"{_DOCKER}host_ipv6": "snat6",
-    "macvlan_mode": "mode",
-    "ipvlan_mode": "mode",
-    "ipvlan_flag": "flag",
-}
-_OPTIONS: Final = {
-    "bridge": ("bridge", "mtu", "icc", "masquerade", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate", "domain", "fleeting"),
-    "macvlan": ("parent", "mode", "mtu", "fleeting"),
-    "ipvlan": ("parent", "mode", "flag", "mtu", "fleeting"),
-}
 
 
 class NetworkRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +63,7 @@ class NetworkRequest(Struct, frozen=True, forbid_unknown_fields=True):
     metric: int = 0
     dns: bool = True
     servers: tuple[str, ...] = ()
+    fleeting: bool = False
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
 
@@ -121,7 +104,14 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
         raise Invalid(f"isolation {request.isolation[:20]!r} is unknown", f"expected one of {', '.join(ISOLATIONS)}")
     options = request.options
     notes: list[str] = []
-    network = Network(id=new_id, name=request.name, driver=request.driver, labels=request.labels, created=now)  # type: ignore[arg-type]
+    network = Network(
+        id=new_id,
+        name=request.name,
+        driver=request.driver,  # type: ignore[arg-type]
+        interface_prefix=network_options.interface_prefix(options),
+        labels=request.labels,
+        created=now,
+    )
     network = _bridge(network, request, facts, others, mac) if request.driver == "bridge" else _child(network, request, facts, others)
     subnets = _subnets(request, network, facts, others, notes)
     kept = tuple(text for text in _gateway_texts(subnets) if (network.bridge, text) in facts.addresses)
@@ -130,7 +120,7 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
         subnets=subnets,
         kept_addresses=kept,
         internal=request.internal,
-        fleeting=_boolean("fleeting", options.get("fleeting", "false")),
+        fleeting=request.fleeting,
         routes=tuple(map(check_route, request.routes)),
         default_route=request.default_route,
         metric=check_metric(request.metric),
@@ -144,30 +134,8 @@ def choose(request: NetworkRequest, facts: HostFacts, others: Collection[Network
 
 def _with_options(request: NetworkRequest) -> NetworkRequest:
     """Fold `--opt K=V` into the fields that say the same. Raises `Invalid` for options that the driver doesn't know."""
-    if request.driver not in DRIVERS:
-        raise Invalid(f"driver {request.driver[:40]!r} is unknown", f"expected one of {', '.join(DRIVERS)}")
-    known = _OPTIONS.get(request.driver, ())
-    options: dict[str, str] = {}
-    for key, value in request.options.items():
-        name = _SYNONYMS.get(key, key)
-        if name not in known:
-            raise Invalid(f"option {key[:80]!r} is unknown to driver {request.driver}", f"it knows {', '.join(known) or 'none'}")
-        options[name] = value
-    changes: dict[str, object] = {"options": {k: v for k, v in options.items() if k not in ("icc", "masquerade", "guard", "mtu")}}
-    for name in ("icc", "masquerade", "guard"):
-        if name in options:
-            changes[name] = _boolean(name, options[name])
-    if "mtu" in options:
-        if not options["mtu"].isascii() or not options["mtu"].isdigit():
-            raise Invalid(f"mtu {options['mtu'][:20]!r} is not a number", "expected bytes, such as 1500")
-        changes["mtu"] = int(options["mtu"][:9])
-    return structs.replace(request, **changes)
-
-
-def _boolean(name: str, text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise Invalid(f"option {name}={text[:20]!r} is neither true nor false", f"write {name}=true or {name}=false")
-    return text.lower() in ("true", "1")
+    folded = network_options.fold(request.driver, request.options)
+    return structs.replace(request, options=folded.options, **folded.fields)
 
 
 def _bridge(network: Network, request: NetworkRequest, facts: HostFacts, others: Collection[Network], mac: str) -> Network:
@@ -177,9 +145,10 @@ def _bridge(network: Network, request: NetworkRequest, facts: HostFacts, others:
     existing = facts.links.get(name)
     if existing is not None and existing.kind != "bridge":
         raise Conflict(f"interface {name} exists and is a {existing.kind or 'physical interface'}, not a bridge", "choose another name")
-    nat = "masquerade" if request.masquerade else "routed"
+    nat = network_options.nat(request.options, masquerade=request.masquerade)
+    modes = network_options.gateway_modes(request.options, internal=request.internal)
     sources = tuple(str(ipam.parse_address(request.options[key], f"option {key}")) for key in ("snat", "snat6") if key in request.options)
-    if sources and not request.masquerade:
+    if sources and nat != "masquerade":
         raise Invalid("a network can't be routed and rewrite its source address", "leave out --no-masquerade or the option snat")
     return structs.replace(
         network,
@@ -191,6 +160,12 @@ def _bridge(network: Network, request: NetworkRequest, facts: HostFacts, others:
         guard=request.guard,
         nat="snat" if sources else nat,
         snat=sources,
+        gateway_mode4=modes[0],
+        gateway_mode6=modes[1],
+        host_binding=network_options.host_binding(request.options),
+        trusted=network_options.trusted_interfaces(request.options),
+        inhibit_ipv4=network_options.inhibits(request.options, 4),
+        inhibit_ipv6=network_options.inhibits(request.options, 6),
         ingress_rate=_rate(request.ingress_rate or request.options.get("ingress-rate", ""), "ingress rate"),
         egress_rate=_rate(request.egress_rate or request.options.get("egress-rate", ""), "egress rate"),
         dns=request.dns,
@@ -228,14 +203,7 @@ def _child(network: Network, request: NetworkRequest, facts: HostFacts, others: 
     ):
         if wrong:
             raise Invalid(f"{flag} means nothing for driver {driver}", "its packets don't pass the host's bridge or firewall")
-    parent = request.options.get("parent", "")
-    if not parent:
-        raise Invalid(f"driver {driver} needs the host interface to hang on", "--opt parent=INTERFACE")
-    check_interface(parent)
-    if parent == "lo":
-        raise Invalid(f"lo can't carry a {driver} network", "choose an interface with a network behind it")
-    if parent not in facts.links:
-        raise NotFound(f"no interface {parent} on the host", "ip link shows what there is")
+    parent, made_parent = _parent(network, request, facts, others)
     modes = rtnl.MACVLAN_MODES if driver == "macvlan" else rtnl.IPVLAN_MODES
     mode = request.options.get("mode", "bridge" if driver == "macvlan" else "l2")
     flag = request.options.get("flag", "bridge") if driver == "ipvlan" else ""
@@ -246,11 +214,31 @@ def _child(network: Network, request: NetworkRequest, facts: HostFacts, others: 
     for other in others:
         if other.parent == parent and (other.driver != driver or "passthru" in (mode, other.mode)):
             raise Conflict(f"{parent} carries network {other.name} ({other.driver} {other.mode})", "choose another parent")
-    return structs.replace(network, parent=parent, mode=mode, flag=flag, nat="routed")
+    return structs.replace(network, parent=parent, made_parent=made_parent, mode=mode, flag=flag, nat="routed")
+
+
+def _parent(network: Network, request: NetworkRequest, facts: HostFacts, others: Collection[Network]) -> tuple[str, bool]:
+    """The interface to hang on, and whether it is (or was) made for such networks."""
+    parent = request.options.get("parent", "")
+    if not parent:
+        return f"{PARENT_PREFIX}{network.id}", True
+    check_interface(parent)
+    if parent == "lo":
+        raise Invalid(f"lo can't carry a {request.driver} network", "choose an interface with a network behind it")
+    if any(other.parent == parent and other.made_parent for other in others):
+        return parent, True
+    if parent in facts.links:
+        return parent, False
+    base, number = children.vlan_of(parent)
+    if base not in facts.links:
+        raise NotFound(f"no interface {base or parent} on the host", "ip link shows what there is")
+    if number and facts.links[base].kind == "vlan":
+        raise Invalid(f"{base} is a VLAN itself", "choose the interface that it is on")
+    return parent, True
 
 
 def _mtu(request: NetworkRequest, network: Network, facts: HostFacts) -> int:
-    carrier = facts.links.get(network.parent or network.bridge)
+    carrier = facts.links.get(network.parent or network.bridge) or facts.links.get(children.vlan_of(network.parent)[0])
     limit = carrier.mtu if carrier is not None and network.parent else 65535
     smallest = smallest_mtu(ipv6=network.has(6) or any(":" in text for text in request.subnets) or request.ipv6)
     if request.mtu and not smallest <= request.mtu <= limit:
@@ -271,9 +259,10 @@ def _subnets(
                 raise Invalid(f"subnets {other} and {prefix} overlap", "each subnet of a network must be apart")
         _check_free(prefix, network, facts, others, notes)
     versions = {prefix.version for prefix in prefixes}
-    if request.driver != "bridge" and not prefixes:
+    alone = request.driver == "bridge" or (network.made_parent and not children.vlan_of(network.parent)[0])
+    if not alone and not prefixes:
         raise Invalid(f"driver {request.driver} needs --subnet", f"give the subnet of the network that {network.parent} is on")
-    if request.driver == "bridge":
+    if alone:
         taken = facts.everything(others)
         if request.ipv4 and 4 not in versions:
             chosen = ipam.choose_subnet(taken)
@@ -287,7 +276,7 @@ def _subnets(
     # Without the guard, and so without addresses that it would know, endpoints may find their own.
     if not prefixes and (request.guard or request.driver != "bridge"):
         raise Invalid(f"network {network.name} would have no addresses", "leave out --no-ipv4, or add --ipv6 or --subnet")
-    return _laid_out(request, prefixes)
+    return _laid_out(request, network, prefixes)
 
 
 def _worth_saying(chosen: ipam.Chosen) -> list[str]:
@@ -319,7 +308,7 @@ def _check_free(prefix: Prefix, network: Network, facts: HostFacts, others: Coll
             raise Conflict(f"subnet {prefix} overlaps {taken.network} ({taken.why})", "choose another subnet")
 
 
-def _laid_out(request: NetworkRequest, prefixes: Sequence[Prefix]) -> tuple[Subnet, ...]:
+def _laid_out(request: NetworkRequest, network: Network, prefixes: Sequence[Prefix]) -> tuple[Subnet, ...]:
     """Hand out gateways, ranges and reserved addresses to the subnets that they lie in."""
     gateways = [ipam.parse_address(text, "gateway") for text in request.gateways]
     ranges = [ipam.parse_subnet(text) for text in request.ip_ranges]
@@ -332,7 +321,10 @@ def _laid_out(request: NetworkRequest, prefixes: Sequence[Prefix]) -> tuple[Subn
         own_ranges = [r for r in ranges if r.version == prefix.version and r.subnet_of(prefix)]  # type: ignore[arg-type]
         own_reserved = {name: value for name, value in reserved.items() if value in prefix}
         gateway = mine[0] if mine else None
-        if gateway is None and request.driver == "bridge":
+        if network.gateway_mode(prefix.version) == "isolated":
+            if gateway is not None:
+                raise Invalid(f"gateway {gateway} of a network whose gateway mode is isolated", "leave it out")
+        elif gateway is None and request.driver == "bridge":
             gateway = ipam.next_gateway(prefix, own_ranges, own_reserved)
         ipam.check_layout(prefix, gateway, own_ranges, own_reserved)
         subnets.append(

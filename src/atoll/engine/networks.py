@@ -18,7 +18,7 @@ from atoll.firewall.skeleton import RESET, SKELETON
 from atoll.kernel import rtnl
 from atoll.model import PREDEFINED, Network, as_tuples, check_domains, check_servers
 from atoll.plan.execute import dismantle
-from atoll.plan.operations import HOST, LinkDelete, NftScript, Operation, Plan
+from atoll.plan.operations import NftScript, Operation, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -78,7 +78,7 @@ class NetworkVerbs(Base):
     def plan_remove_network(self, name: str) -> Plan:
         network = self._removable(name)
         back: list[Operation] = list(host_side.put_back(self.store.facts("former:"), network, self.state.networks.values()))
-        return Plan.of(of(network).network_down(network), [self._firewall_without(network)], back)
+        return Plan.of(of(network).network_down(self._without_shared(network)), [self._firewall_without(network)], back)
 
     def serve_names(self, name: str, *, servers: Sequence[str] | None = None, domains: Sequence[str] = ()) -> Network:
         """Have a network with DNS ask other `servers` (none: the host's) about the world outside, and answer below further `domains`."""
@@ -101,8 +101,7 @@ class NetworkVerbs(Base):
         return changed
 
     def release_idle(self) -> list[AtollError]:
-        """Remove the fleeting networks that nobody is on; what could not be taken away. A bridge that was there before us goes as well,
-        if nothing hangs on it any more: it is that of others who have left."""
+        """Remove the fleeting networks that nobody is on; what could not be taken away."""
         errors: list[AtollError] = []
         for network in [network for network in self.state.networks.values() if network.fleeting and not self.state.count_on(network)]:
             try:
@@ -111,10 +110,6 @@ class NetworkVerbs(Base):
                 continue  # an address of it is held for somebody
             except AtollError as error:
                 errors.append(error)
-            links = self.links()
-            bridge = links.get(network.bridge)
-            if bridge is not None and not any(link.master == bridge.ifindex for link in links.values()):
-                errors += dismantle(self.host, Plan((LinkDelete(HOST, network.bridge),)))
         return errors
 
     def prune_networks(self) -> list[Network]:
@@ -163,7 +158,7 @@ class NetworkVerbs(Base):
             rules = [NftScript(RESET + SKELETON + statement("add", elements))]
         settings = host_side.set_up({setting: value for setting, value in wanted.items() if setting in former})
         # Forwarding before addresses: the kernel would join an address's anycast group twice if it came right after, and never leave it.
-        return Plan.of(rules, settings, of(network).network_up(network)), former, fence
+        return Plan.of(rules, settings, of(network).network_up(self._without_shared(network))), former, fence
 
     def _removable(self, name: str) -> Network:
         network = self.state.network(name)
@@ -179,10 +174,16 @@ class NetworkVerbs(Base):
         others = [other for other in self.state.bridge_networks() if other.id != network.id]
         return NftScript(RESET) if not others else change("delete", network_elements(network))[0]
 
+    def _without_shared(self, network: Network) -> Network:
+        """As one that didn't make its parent while others are on that: it comes with the first of them and goes with the last."""
+        others = (other for other in self.state.networks.values() if other.id != network.id)
+        shared = network.made_parent and any(other.made_parent and other.parent == network.parent for other in others)
+        return structs.replace(network, made_parent=False) if shared else network
+
     def _take_down(self, network: Network) -> list[AtollError]:
         """Take away all that a network's record speaks of, and the record; its links before its rules."""
         self.settle()
-        errors = dismantle(self.host, Plan(tuple(of(network).network_down(network))))
+        errors = dismantle(self.host, Plan(tuple(of(network).network_down(self._without_shared(network)))))
         self.state.drop_network(network)
         if network.driver == "bridge":
             faults.step()

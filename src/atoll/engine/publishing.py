@@ -12,7 +12,7 @@ from atoll import faults
 from atoll.engine.base import Base
 from atoll.engine.names import services
 from atoll.errors import Conflict, Exhausted, Invalid
-from atoll.firewall.elements import change, port_elements
+from atoll.firewall.elements import Element, change, port_elements, served_elements
 from atoll.kernel.host import has_other_holder, port_holder, port_is_free, take_port
 from atoll.model import Endpoint, Network, PortChoice, PublishedPort, parse_publish
 from atoll.plan.operations import ConntrackDelete, Plan
@@ -45,7 +45,7 @@ class PortVerbs(Base):
             self.store.add_ports(endpoint.id, ports)
         self.state.put_endpoint(made, added=ports)
         try:
-            self.do(self._publish_plan(endpoint, ports))
+            self.do(self._publish_plan(endpoint, made, ports))
         except BaseException:
             with self.store.transaction():
                 self.store.delete_ports(endpoint.id, ports)
@@ -58,28 +58,34 @@ class PortVerbs(Base):
 
     def plan_publish(self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "") -> Plan:
         with contextlib.ExitStack() as held:
-            return self._publish_plan(*self._publishing(namespace, specs, network, interface, held))
+            endpoint, ports = self._publishing(namespace, specs, network, interface, held)
+            return self._publish_plan(endpoint, structs.replace(endpoint, ports=(*endpoint.ports, *ports)), ports)
 
-    def unpublish(self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "") -> Endpoint:
-        """Take published ports back and forget the connections that came through them."""
+    def unpublish(self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "", ending: bool = False) -> Endpoint:
+        """Take published ports back and forget the connections that came through them. `ending`: the endpoint is about to go as well, so
+        they are forgotten together with others a moment later (`settle`)."""
         faults.begin("unpublish")
         endpoint, ports = self._unpublishing(namespace, specs, network, interface)
-        kept = list(endpoint.ports)
-        for port in ports:
-            kept.remove(port)
-        made = structs.replace(endpoint, ports=tuple(kept))
+        made = _without(endpoint, ports)
+        where = self.state.network(endpoint.network)
         with self.store.transaction():
             self.store.delete_ports(endpoint.id, ports)
         self.state.put_endpoint(made, removed=ports)
-        self.delete_elements(element for port in ports for element in port_elements(endpoint, port))
-        self._stale |= {ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports}
-        self.settle()
+        gone, added = _unpublished(where, endpoint, made, ports)
+        self.delete_elements(gone)
+        self.do(Plan(tuple(change("add", added))))
+        self._stale |= _led_here(where, endpoint, ports)
+        if not ending:
+            self.settle()
         self._tell_services(endpoint, made)
         self.emit("port.unpublish", namespace=namespace, ports=[str(port) for port in ports])
         return made
 
     def plan_unpublish(self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "") -> Plan:
-        return self._unpublish_plan(*self._unpublishing(namespace, specs, network, interface))
+        endpoint, ports = self._unpublishing(namespace, specs, network, interface)
+        where = self.state.network(endpoint.network)
+        gone, added = _unpublished(where, endpoint, _without(endpoint, ports), ports)
+        return Plan.of(change("delete", gone), change("add", added), sorted(_led_here(where, endpoint, ports), key=repr))
 
     # --- parts ---
 
@@ -108,19 +114,23 @@ class PortVerbs(Base):
     def _unpublishing(
         self, namespace: str, specs: Sequence[str], network: str, interface: str
     ) -> tuple[Endpoint, tuple[PublishedPort, ...]]:
-        ports = parse_specs(specs)
-        if not ports:
+        named = parse_specs(specs)
+        if not named:
             raise Invalid("no published port was named", "atoll ns inspect shows what is published")
         self.state.namespace(namespace)
         where = self.state.network(network).id if network else ""
         mine = [e for e in self.state.endpoints_of(namespace) if where in ("", e.network) and interface in ("", e.interface)]
-        holders = [endpoint for endpoint in mine if any(port in endpoint.ports for port in ports)]
+        holders = [endpoint for endpoint in mine if any(port in endpoint.ports for port in self._bound(endpoint, named))]
         endpoint = holders[0] if holders else self._serving(namespace, network, interface)[1]
+        ports = self._bound(endpoint, named)
         for port in ports:
             if port not in endpoint.ports:
                 published = ", ".join(map(str, endpoint.ports[:8])) or "nothing"
                 raise Conflict(f"{port} is not published by {namespace}", f"published: {published}")
         return endpoint, ports
+
+    def _bound(self, endpoint: Endpoint, ports: tuple[PublishedPort, ...]) -> tuple[PublishedPort, ...]:
+        return _on_binding(self.state.network(endpoint.network), ports)
 
     def _serving(self, namespace: str, network: str, interface: str) -> tuple[Network, Endpoint]:
         """The endpoint that ports are published on: the named one, else the one that is the namespace's gateway."""
@@ -150,8 +160,13 @@ class PortVerbs(Base):
         Raises `Conflict` with the holder's name for a port that is taken, by an endpoint or by a program of the host; with `ports_held`
         that program is the caller's own.
         """
-        fixed = [port for port in ports if not isinstance(port, PortChoice)]
+        ports = _on_binding(network, ports)
         self._check_ports(network, endpoint, ports, families)
+        if not network.maps_ports():
+            # No port of the host leads anywhere, so none is taken.
+            return tuple(_own_port(port) if isinstance(port, PortChoice) else port for port in ports)
+        families = [version for version in families if network.maps_ports(version)]
+        fixed = [port for port in ports if not isinstance(port, PortChoice)]
         named = PortTable()
         seen: set[PublishedPort] = set()
         for port in fixed:
@@ -213,19 +228,54 @@ class PortVerbs(Base):
                     "publish on an address of the network's family",
                 )
 
-    def _publish_plan(self, endpoint: Endpoint, ports: Collection[PublishedPort]) -> Plan:
-        elements = [element for port in ports for element in port_elements(endpoint, port)]
-        forget = [ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports if port.protocol != "tcp"]
-        return Plan.of(change("add", elements), forget)
-
-    def _unpublish_plan(self, endpoint: Endpoint, ports: Collection[PublishedPort]) -> Plan:
-        elements = [element for port in ports for element in port_elements(endpoint, port)]
-        forget = [ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports]
-        return Plan.of(change("delete", elements), forget)
+    def _publish_plan(self, before: Endpoint, after: Endpoint, ports: Collection[PublishedPort]) -> Plan:
+        where = self.state.network(before.network)
+        elements = [element for port in ports for element in port_elements(where, before, port)]
+        gone, added = _differing(served_elements(where, before), served_elements(where, after))
+        mapped = [port for port in ports if port.protocol != "tcp" and where.maps_ports()]
+        forget = [ConntrackDelete(port.protocol, port.host_port, port.count) for port in mapped]
+        return Plan.of(change("delete", gone), change("add", elements + added), forget)
 
 
 def parse_specs(specs: Sequence[str]) -> tuple[PublishedPort, ...]:
     return tuple(parse_publish(spec) for spec in specs)
+
+
+def _on_binding(network: Network, ports: Collection[PublishedPort]) -> tuple[PublishedPort, ...]:
+    """Ports that name no address of the host are on the network's."""
+    if not network.host_binding:
+        return tuple(ports)
+    return tuple(port if port.host_ip else structs.replace(port, host_ip=network.host_binding) for port in ports)
+
+
+def _own_port(wanted: PortChoice) -> PublishedPort:
+    return PublishedPort(host_port=wanted.port, port=wanted.port, protocol=wanted.protocol, host_ip=wanted.host_ip)
+
+
+def _without(endpoint: Endpoint, ports: Collection[PublishedPort]) -> Endpoint:
+    kept = list(endpoint.ports)
+    for port in ports:
+        kept.remove(port)
+    return structs.replace(endpoint, ports=tuple(kept))
+
+
+def _unpublished(
+    network: Network, before: Endpoint, after: Endpoint, ports: Collection[PublishedPort]
+) -> tuple[list[Element], list[Element]]:
+    """The elements that go, and those that come: what is left of a range that others were part of."""
+    gone, added = _differing(served_elements(network, before), served_elements(network, after))
+    return [element for port in ports for element in port_elements(network, before, port)] + gone, added
+
+
+def _differing(before: list[Element], after: list[Element]) -> tuple[list[Element], list[Element]]:
+    return [element for element in before if element not in after], [element for element in after if element not in before]
+
+
+def _led_here(network: Network, endpoint: Endpoint, ports: Collection[PublishedPort]) -> set[ConntrackDelete]:
+    """The connections that came through ports, or may have come to the endpoint's own."""
+    found = {ConntrackDelete(port.protocol, port.host_port, port.count) for port in ports if network.maps_ports()}
+    direct = [text for text in endpoint.addresses if network.serves(6 if ":" in text else 4)]
+    return found | {ConntrackDelete(address=text.partition("/")[0]) for text in direct}
 
 
 def _busy_port(ports: Collection[PublishedPort], families: Collection[int], names: int) -> tuple[int, str, str] | None:

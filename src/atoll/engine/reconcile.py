@@ -16,7 +16,7 @@ from atoll.firewall.elements import text as element_text
 from atoll.firewall.skeleton import CONSTANT, FAMILIES, SETS, SKELETON, TABLE
 from atoll.kernel import nft, rtnl
 from atoll.kernel.netlink import NetlinkError
-from atoll.model import BRIDGE_PREFIX, SHAPER_PREFIX, SPARE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
+from atoll.model import BRIDGE_PREFIX, PARENT_PREFIX, SHAPER_PREFIX, SPARE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
 from atoll.plan import operations as op
 from atoll.plan.execute import dismantle
 from atoll.plan.observe import Observed, place, repairs
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from atoll.model import Endpoint, Namespace, Network
 
-_PREFIXES = (BRIDGE_PREFIX, VETH_PREFIX, SPARE_PREFIX, TRUNK_PREFIX, SHAPER_PREFIX)
+_PREFIXES = (BRIDGE_PREFIX, VETH_PREFIX, SPARE_PREFIX, TRUNK_PREFIX, SHAPER_PREFIX, PARENT_PREFIX)
 
 
 class Difference(NamedTuple):
@@ -181,7 +181,7 @@ class Reconcile(PoolVerbs, ExternalVerbs, NamingVerbs):
 
     def _leftovers(self) -> list[Difference]:
         """Links that bear our names and our mark, but no record."""
-        known = {name for network in self.state.networks.values() for name in network.bridges()}
+        known = {name for network in self.state.networks.values() for name in (*network.bridges(), network.parent)}
         ids = set(self.state.endpoints) | set(self.state.networks)
         found: list[Difference] = []
         for link in self.links().values():
@@ -257,7 +257,7 @@ def _is_on_host(operation: op.Operation) -> bool:
 def describe(wanted: op.Operation, todo: Collection[op.Operation], observed: Observed) -> str:
     """What is wrong, in words."""
     match wanted:
-        case op.BridgeAdd(name) | op.ShaperAdd(name):
+        case op.BridgeAdd(name) | op.ParentAdd(name) | op.ShaperAdd(name):
             return _link_fault(todo, observed, (op.HOST, name))
         case op.ChildAdd() | op.LinkSet():
             return _link_fault(todo, observed, (wanted.namespace, wanted.name))

@@ -177,6 +177,8 @@ class State:
         self._macs.add((endpoint.network, endpoint.mac))
         if endpoint.owner:
             self._of_owner.setdefault(endpoint.owner, {})[endpoint.id] = endpoint
+        if not self._maps_ports(endpoint):
+            return
         for port in removed:
             self.ports.remove(port, endpoint.namespace)
         for port in added if before is not None else endpoint.ports:
@@ -192,9 +194,14 @@ class State:
             if not mine:
                 index.pop(key, None)
         self._macs.discard((endpoint.network, endpoint.mac))
-        for port in endpoint.ports:
+        for port in endpoint.ports if self._maps_ports(endpoint) else ():
             self.ports.remove(port, endpoint.namespace)
         self.release_addresses(endpoint)
+
+    def _maps_ports(self, endpoint: Endpoint) -> bool:
+        """Whether it takes ports of the host with those that it publishes."""
+        network = self.networks.get(endpoint.network)
+        return network is None or network.maps_ports()
 
     def claim_addresses(self, endpoint: Endpoint) -> None:
         for pool, value in self._held(endpoint):

@@ -54,13 +54,34 @@ def network_elements(network: Network) -> list[Element]:
     if network.isolation == "open":
         found.append(Element("open", (network.bridge,)))
     if not network.internal:
-        if network.nat == "masquerade":
-            found.append(Element("masqueraded", (network.bridge,)))
-        elif network.nat == "snat":
-            found += [Element("sourced6" if ":" in source else "sourced4", (network.bridge,), (source,)) for source in network.snat]
-        else:
-            found.append(Element("routable", (network.bridge,)))
+        found += _beyond(network)
     return found
+
+
+def _beyond(network: Network) -> Iterator[Element]:
+    """How a network that isn't internal stands to the world outside."""
+    bridge = network.bridge
+    masqueraded = [v for v in (4, 6) if network.nat == "masquerade" and network.gateway_mode(v) != "routed"]
+    yield from _in_families("masqueraded", bridge, masqueraded)
+    for source in network.snat:
+        version = 6 if ":" in source else 4
+        if network.gateway_mode(version) != "routed":
+            yield Element(f"sourced{version}", (bridge,), (source,))
+    open_to_all = {"nat": network.nat == "routed", "nat-unprotected": True}
+    yield from _in_families("routable", bridge, [v for v in (4, 6) if open_to_all.get(network.gateway_mode(v), False)])
+    routed = [v for v in (4, 6) if network.gateway_mode(v) == "routed"]
+    if routed or network.trusted:
+        yield Element("direct", (bridge,))
+    yield from (Element(f"routed{version}", (bridge,)) for version in routed)
+    yield from (Element("trusted", (interface, bridge)) for interface in network.trusted)
+
+
+def _in_families(name: str, bridge: str, versions: list[int]) -> Iterator[Element]:
+    """One element of the set for both families, or of that for one."""
+    if len(versions) == 2:
+        yield Element(name, (bridge,))
+    else:
+        yield from (Element(f"{name}{version}", (bridge,)) for version in versions)
 
 
 def endpoint_elements(network: Network, endpoint: Endpoint) -> list[Element]:
@@ -69,8 +90,8 @@ def endpoint_elements(network: Network, endpoint: Endpoint) -> list[Element]:
         return []
     found = [*guard_elements(network, endpoint)]
     for port in endpoint.ports:
-        found += port_elements(endpoint, port)
-    return found
+        found += port_elements(network, endpoint, port)
+    return found + served_elements(network, endpoint)
 
 
 def guard_elements(network: Network, endpoint: Endpoint) -> Iterator[Element]:
@@ -93,11 +114,12 @@ def guard_elements(network: Network, endpoint: Endpoint) -> Iterator[Element]:
         yield Element("senders6", (port, mac, "::"))
 
 
-def port_elements(endpoint: Endpoint, port: PublishedPort) -> Iterator[Element]:
-    """One element for a range that keeps its ports, else one a port; for each family that both sides have."""
+def port_elements(network: Network, endpoint: Endpoint, port: PublishedPort) -> Iterator[Element]:
+    """Where ports of the host lead: one element for a range that keeps its ports, else one a port; for each family that both sides
+    have."""
     for version in (4, 6):
         target = endpoint.address(version)
-        if not target or port.host_version not in (0, version):
+        if not target or not network.maps_ports(version) or port.host_version not in (0, version):
             continue
         where: tuple[Value, ...] = () if port.wildcard else (port.host_ip,)
         scope = "" if port.wildcard else "host"
@@ -108,6 +130,26 @@ def port_elements(endpoint: Endpoint, port: PublishedPort) -> Iterator[Element]:
         for offset in range(port.count):
             key = (*where, port.protocol, port.host_port + offset)
             yield Element(f"{scope}ports{version}", key, (target, port.port + offset))
+
+
+def served_elements(network: Network, endpoint: Endpoint) -> list[Element]:
+    """The published ports by the endpoint's own address, where anyone reaches them by that: ranges that don't overlap."""
+    found: list[Element] = []
+    for version in (4, 6):
+        target = endpoint.address(version)
+        if not target or not network.serves(version):
+            continue
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for port in sorted(endpoint.ports, key=lambda port: port.port):
+            if port.host_version not in (0, version):
+                continue
+            mine, first, last = ranges.setdefault(port.protocol, []), port.port, port.port + port.count - 1
+            if mine and first <= mine[-1][1] + 1:
+                mine[-1] = (mine[-1][0], max(last, mine[-1][1]))
+            else:
+                mine.append((first, last))
+        found += [Element(f"served{version}", (target, protocol, span)) for protocol, spans in ranges.items() for span in spans]
+    return found
 
 
 def link_local(mac: str) -> str:

@@ -65,11 +65,27 @@ SETS: Final[dict[str, SetSpec]] = {
     "resolvers6": SetSpec("inet", ("ifname", "ipv6")),
     # what comes from this bridge leaves with the host's address
     "masqueraded": SetSpec("inet", ("ifname",)),
+    # the same in one family only
+    "masqueraded4": SetSpec("inet", ("ifname",)),
+    "masqueraded6": SetSpec("inet", ("ifname",)),
     # what comes from this bridge leaves with that address
     "sourced4": SetSpec("inet", ("ifname",), ("ipv4",)),
     "sourced6": SetSpec("inet", ("ifname",), ("ipv6",)),
     # the outside may reach the endpoints behind this bridge by their own addresses
     "routable": SetSpec("inet", ("ifname",)),
+    # the same in one family only
+    "routable4": SetSpec("inet", ("ifname",)),
+    "routable6": SetSpec("inet", ("ifname",)),
+    # what `served4` and `served6` say holds for some who come from elsewhere to the endpoints behind this bridge
+    "direct": SetSpec("inet", ("ifname",)),
+    # for all: published ports are reached by the endpoints' own addresses
+    "routed4": SetSpec("inet", ("ifname",)),
+    "routed6": SetSpec("inet", ("ifname",)),
+    # for those who come by the first interface, which isn't ours, to the endpoints behind the second
+    "trusted": SetSpec("inet", ("ifname", "ifname")),
+    # an endpoint's address, and the ports that it publishes
+    "served4": SetSpec("inet", ("ipv4", "proto", "port"), interval=True),
+    "served6": SetSpec("inet", ("ipv6", "proto", "port"), interval=True),
     # these interfaces were there before forwarding in this family was switched on for us; nothing of it passes between them
     "fenced4": SetSpec("inet", ("ifname",)),
     "fenced6": SetSpec("inet", ("ifname",)),
@@ -182,6 +198,15 @@ table inet {TABLE} {{
 		accept
 	}}
 
+	chain direct {{
+		oifname @routed4 ip daddr . meta l4proto . th dport @served4 accept
+		oifname @routed6 ip6 daddr . meta l4proto . th dport @served6 accept
+		oifname @routed4 meta l4proto icmp accept
+		oifname @routed6 meta l4proto ipv6-icmp accept
+		iifname . oifname @trusted ip daddr . meta l4proto . th dport @served4 accept
+		iifname . oifname @trusted ip6 daddr . meta l4proto . th dport @served6 accept
+	}}
+
 	chain passing {{
 		iifname . oifname @within goto neighbours
 		iifname @internals drop
@@ -197,6 +222,7 @@ table inet {TABLE} {{
 		iifname "atb*" iifname != @ours drop
 		oifname "atb*" oifname != @ours drop
 		ct status dnat accept
+		oifname @direct jump direct
 		iifname @open oifname @unstrict accept
 		iifname @unstrict oifname @open accept
 		iifname @ours oifname @ours drop
@@ -204,6 +230,8 @@ table inet {TABLE} {{
 		ct state related accept
 		iifname @ours accept
 		oifname @routable accept
+		meta nfproto ipv4 oifname @routable4 accept
+		meta nfproto ipv6 oifname @routable6 accept
 		drop
 	}}
 
@@ -236,6 +264,8 @@ table inet {TABLE} {{
 		snat ip to iifname map @sourced4
 		snat ip6 to iifname map @sourced6
 		iifname @masqueraded masquerade
+		meta nfproto ipv4 iifname @masqueraded4 masquerade
+		meta nfproto ipv6 iifname @masqueraded6 masquerade
 	}}
 }}
 

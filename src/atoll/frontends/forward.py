@@ -177,6 +177,8 @@ def reach(program: bytes, arguments: list[bytes], data: bytes) -> _socket.socket
         be_otherwise(program, arguments, data)
     except (FileNotFoundError, ConnectionRefusedError):
         pass
+    except OSError as error:
+        raise Failure(TRY_AGAIN, f"{RUN}/doors.sock", str(error.strerror or error)) from None
     if not owns_state():
         be_otherwise(program, arguments, data)
     import fcntl

@@ -168,10 +168,10 @@ def _script(baked: dict[str, str | int]) -> bytes:
     _, _, after = rest.partition("# --- until here ---\n")
     values = "".join(f"{name} = {value!a}\n" for name, value in baked.items())
     marker = f"# {_MARKER.decode()}{baked['DOOR']}\n"
-    return f"#!{_interpreter()} -ISB\n{marker}{before}{values}{after}".encode()
+    return f"#!{interpreter()} -ISB\n{marker}{before}{values}{after}".encode()
 
 
-def _interpreter() -> str:
+def interpreter() -> str:
     """One that is no shim and needs nothing around it: the distribution's before the one that we run in."""
     candidates = ("/usr/bin/python3", os.path.realpath(sys.executable), sys.executable)
     for candidate in candidates:

@@ -94,6 +94,7 @@ _IFLA_BRPORT_ISOLATED: Final = 33
 _IFLA_MACVLAN_MODE: Final = 1
 _IFLA_IPVLAN_MODE: Final = 1
 _IFLA_IPVLAN_FLAGS: Final = 2
+_IFLA_VLAN_ID: Final = 1
 
 MACVLAN_MODES: Final = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 IPVLAN_MODES: Final = {"l2": 0, "l3": 1, "l3s": 2}
@@ -266,9 +267,16 @@ def _add_child(kind: str, data: bytes, name: str, parent: int, netns: int, mac: 
     return message(RTM_NEWLINK, CREATE, _link_body(0, up=None, attrs=attrs))
 
 
-def add_ifb(name: str) -> bytes:
+def add_ifb(name: str, *, mtu: int = 0, up: bool = True) -> bytes:
     info = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "ifb"))
-    return message(RTM_NEWLINK, CREATE, _link_body(0, up=True, attrs=_common(name, 0, "", 0) + info))
+    return message(RTM_NEWLINK, CREATE, _link_body(0, up=up or None, attrs=_common(name, mtu, "", 0) + info))
+
+
+def add_vlan(name: str, *, base: int, number: int) -> bytes:
+    """What arrives at an interface with the tag `number` (IEEE 802.1Q)."""
+    data = attribute(_IFLA_INFO_DATA, attribute(_IFLA_VLAN_ID, struct.pack("=H", number)))
+    info = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "vlan"), data)
+    return message(RTM_NEWLINK, CREATE, _link_body(0, up=None, attrs=u32(_IFLA_LINK, base) + _common(name, 0, "", 0) + info))
 
 
 def set_link(index: int, *, up: bool | None = None, mtu: int = 0, mac: str = "", alias: str = "", master: int | None = None) -> bytes:

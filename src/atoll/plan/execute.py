@@ -211,7 +211,7 @@ def _send(host: Host, sock: Socket, batch: Sequence[op.Operation], *, one_by_one
         for operation in batch:
             pending.extend(_encode(operation, index, target, host))
             match operation:
-                case op.BridgeAdd() | op.ShaperAdd() | op.VethAdd():
+                case op.BridgeAdd() | op.ParentAdd() | op.ShaperAdd() | op.VethAdd():
                     made.add(operation.name)
                     if isinstance(operation, op.VethAdd) and not operation.peer_namespace:
                         made.add(operation.peer)
@@ -258,6 +258,9 @@ def _encode(operation: op.Operation, index: Callable[[str], int], target: Callab
                     mode=operation.mode,
                     flag=operation.flag,
                 )
+        case op.ParentAdd(name, base, number, mtu, alias):
+            yield rtnl.add_vlan(name, base=index(base), number=number) if base else rtnl.add_ifb(name, mtu=mtu, up=False)
+            yield rtnl.set_alias(name, alias)
         case op.ShaperAdd(name, alias):
             yield rtnl.add_ifb(name)
             yield rtnl.set_alias(name, alias)
@@ -343,6 +346,7 @@ def _meaning(error: NetlinkError, batch: Sequence[op.Operation]) -> AtollError:
             return Failed(what, "run as root", errno.EPERM)
         case errno.EOPNOTSUPP:
             kinds = [part.kind for part in batch if isinstance(part, op.ChildAdd)]
+            kinds += ["VLANs" if part.base else "ifb" for part in batch if isinstance(part, op.ParentAdd)]
             subject = f"this kernel has no {kinds[0]}" if kinds else "this kernel lacks something"
             return Unsupported(f"{subject} ({what})", "load or build the module, or choose another driver")
         case _:

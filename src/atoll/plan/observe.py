@@ -97,6 +97,10 @@ def repairs(operation: op.Operation, observed: Observed, remade: set[tuple[str, 
         case op.ChildAdd():
             mac = operation.mac if operation.kind == "macvlan" else ""
             return _link(operation, operation.namespace, operation.kind, observed, remade, mtu=operation.mtu, mac=mac)
+        case op.ParentAdd():
+            # Several networks may share it.
+            again = (op.HOST, operation.name) in remade
+            return [] if again else _link(operation, op.HOST, "vlan" if operation.base else "ifb", observed, remade)
         case op.ShaperAdd():
             return _link(operation, op.HOST, "ifb", observed, remade, up=True)
         case op.LinkSet():
@@ -146,7 +150,7 @@ def _queue(observed: Observed, link: str, kind: str) -> int | None:
 
 
 def _link(
-    operation: op.BridgeAdd | op.ChildAdd | op.ShaperAdd,
+    operation: op.BridgeAdd | op.ChildAdd | op.ParentAdd | op.ShaperAdd,
     namespace: str,
     kind: str,
     observed: Observed,

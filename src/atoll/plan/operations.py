@@ -124,6 +124,23 @@ class ChildAdd(Operation, frozen=True):
         ]
 
 
+class ParentAdd(Operation, frozen=True):
+    """A host interface for macvlan and ipvlan interfaces, down: the VLAN `number` of `base`, or, without a base, one that leads nowhere.
+
+    That is an ifb, which drops what is sent by it as a dummy does, and which the limiters of bandwidth need anyway.
+    """
+
+    name: str
+    base: str
+    number: int
+    mtu: int
+    alias: str
+
+    def commands(self) -> list[str]:
+        how = f"link {self.base} type vlan id {self.number}" if self.base else f"mtu {self.mtu} type ifb"
+        return [f"ip link add dev {self.name} {how}", f"ip link set dev {self.name} alias {self.alias}"]
+
+
 class ShaperAdd(Operation, frozen=True):
     """An ifb that carries what arrives on an interface, so that it can be queued."""
 

@@ -399,7 +399,7 @@ def _revoke(door: Door, record: DockerEndpoint) -> DockerEndpoint:
 
 
 def _close_ports(door: Door, made: Endpoint) -> None:
-    door.engine.unpublish(made.namespace, [str(port) for port in made.ports], network=made.network, interface=made.interface)
+    door.engine.unpublish(made.namespace, [str(port) for port in made.ports], network=made.network, interface=made.interface, ending=True)
 
 
 def _detach(door: Door, record: DockerEndpoint) -> None:
@@ -411,7 +411,7 @@ def _detach(door: Door, record: DockerEndpoint) -> None:
     engine, name = door.engine, made.namespace
     if engine.state.namespaces[name].kind == "external" and len(engine.state.endpoints_of(name)) == 1:
         with contextlib.suppress(AtollError):  # a program that Atoll runs in it keeps it
-            engine.remove_namespace(name)
+            engine.remove_namespace(name, ending=True)
     if attached(engine, record) is not None:
         try:
             engine.disconnect(made.network, name, interface=made.interface)

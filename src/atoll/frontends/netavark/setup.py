@@ -14,7 +14,9 @@ from msgspec import structs
 
 from atoll.errors import AtollError, Conflict, Invalid
 from atoll.frontends.netavark import networks, words
+from atoll.kernel import rtnl
 from atoll.model import MAX_SERVERS, interface
+from atoll.plan.operations import LinkSet, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 def setup(engine: Engine, path: str, container: words.Container) -> dict[str, words.Status]:
     """Put the namespace at `path` on the container's networks: what netavark answers, by network."""
-    wanted = [networks.attachment(network, per, container) for network, per in container.attachments()]
+    wanted = [networks.attachment(network, per, container, lambda: _way_out(engine)) for network, per in container.attachments()]
     owner = networks.owner(container.container_id)
     _check_path(path)
     _let_go_of_the_past(engine, owner, path)
@@ -44,6 +46,15 @@ def setup(engine: Engine, path: str, container: words.Container) -> dict[str, wo
 
 
 # --- before ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _way_out(engine: Engine) -> str:
+    """The interface of the host's default route, on which a macvlan or ipvlan network hangs that names none."""
+    links = {link.ifindex: link.name for link in engine.links().values()}
+    for row in rtnl.routes(engine.host.rtnl):
+        if row.destination is None and row.table == rtnl.TABLE_MAIN and row.ifindex in links:
+            return links[row.ifindex]
+    raise Invalid("failed to get default route interface", "name the network's parent, or give the host a default route")
 
 
 def _check_path(path: str) -> None:
@@ -69,6 +80,9 @@ def _let_go_of_the_past(engine: Engine, owner: str, path: str) -> None:
 def _check_networks(engine: Engine, wanted: Sequence[Attachment]) -> None:
     for each in wanted:
         found = _find(engine, each.name)
+        bridge = each.request.options.get("bridge", "")
+        if each.unmanaged and bridge not in engine.links():
+            raise Invalid("in unmanaged mode, the bridge must already exist on the host", f"there is no {bridge}")
         if found is not None:
             networks.check_same(found, each)
         elif len(wanted) > 1:  # a single one is checked when it is made
@@ -96,12 +110,15 @@ def _publications(engine: Engine, owner: str, wanted: Sequence[Attachment], cont
 
 def _adopt(engine: Engine, path: str, container: words.Container, undo: ExitStack) -> Namespace:
     name = engine.free_name(container.container_name or container.container_id)
-    labels = {"podman.id": container.container_id, "podman.name": container.container_name[:255]}
+    labels = {"podman.id": container.container_id}
+    if container.container_name.isprintable():
+        labels["podman.name"] = container.container_name[:255]
     servers = tuple(dict.fromkeys(words.addresses(container.dns_servers)))[:MAX_SERVERS]
     namespace = engine.adopt_namespace(
         name, path=path, follow=True, source=networks.owner(container.container_id), labels=labels, servers=servers
     )
     undo.callback(_quietly, lambda: engine.remove_namespace(name))
+    engine.do(Plan((LinkSet(name, "lo", up=True),)))
     return namespace
 
 
@@ -140,12 +157,12 @@ def _quietly(function: Callable[[], object]) -> None:
 
 def _status(engine: Engine, wanted: Attachment, endpoint: Endpoint, servers: tuple[str, ...]) -> words.Status:
     network = engine.state.network(endpoint.network)
-    gateways = {subnet.subnet: subnet.gateway or None for subnet in network.subnets}
+    gateways = wanted.gateways | {s.subnet: s.gateway or None for s in network.subnets if s.subnet not in wanted.gateways}
     interface = words.NetInterface(_mac(engine, network, endpoint), tuple(_addresses(endpoint, gateways)))
     resolvers = network.resolvers() if wanted.dns else ()
     return words.Status(
         dns_search_domains=(networks.DOMAIN,) if resolvers else (),
-        dns_server_ips=resolvers or (servers if not wanted.dns else ()),
+        dns_server_ips=resolvers or servers,
         interfaces={endpoint.interface: interface},
     )
 
