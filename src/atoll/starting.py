@@ -20,6 +20,9 @@ _PATIENCE: Final = 120
 #: For how long a daemon is started anew while another one has the state, and how long each time for that one to serve (seconds).
 _START: Final = 30
 _PAUSE: Final = 0.5
+#: There when systemd runs (sd_booted(3)).
+_SYSTEMD: Final = "/run/systemd/system"
+_SYSTEMD_RUN: Final = "/usr/bin/systemd-run"
 
 
 def open_socket() -> socket.socket:
@@ -92,22 +95,32 @@ def _start() -> AtollError | None:
         log = open(os.path.join(run, "daemon.log"), "ab")  # noqa: SIM115 - the daemon keeps it
     except OSError as error:
         raise Denied(f"may not write to {run} ({error.strerror})", "run as root, or set ATOLL_RUN to a folder of your own") from None
-    reader, writer = os.pipe()
-    # Without `-P` a file called atoll.py in the current folder would be run instead.
-    command = [sys.executable, "-P", "-m", "atoll.daemon", "--ready-fd", str(writer)]
     with log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True, cwd="/"
-        )
-    os.close(writer)
-    words = _read_all(reader)
-    if words:
-        code = process.wait()
-        kind = next((kind for kind in BY_NAME.values() if kind.exit_code == code), Failed)
-        return kind(f"the daemon did not start: {words}")
-    if not running():
-        return Failed(f"the daemon did not start (exit code {process.poll()})", f"see {run}/daemon.log")
-    return None
+        failed: AtollError | None = None
+        for before in _apart():
+            reader, writer = os.pipe()
+            # Without `-P` a file called atoll.py in the current folder would be run instead.
+            command = [*before, sys.executable, "-P", "-m", "atoll.daemon", "--ready-fd", str(writer)]
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True, cwd="/"
+            )
+            os.close(writer)
+            if words := _read_all(reader):
+                code = process.wait()
+                kind = next((kind for kind in BY_NAME.values() if kind.exit_code == code), Failed)
+                return kind(f"the daemon did not start: {words}")
+            if running():
+                return None
+            failed = Failed(f"the daemon did not start (exit code {process.poll()})", f"see {run}/daemon.log")
+    return failed
+
+
+def _apart() -> list[list[str]]:
+    """What to run the daemon by, the better way first. Where systemd runs, it needs a scope of its own: systemd ends all that is left in a
+    unit's control group when the unit stops, and the caller may be the unit of one container."""
+    if os.geteuid() == 0 and os.path.isdir(_SYSTEMD) and os.access(_SYSTEMD_RUN, os.X_OK):
+        return [[_SYSTEMD_RUN, "--quiet", "--scope", "--collect", "--"], []]
+    return [[]]
 
 
 def _read_all(fd: int) -> str:

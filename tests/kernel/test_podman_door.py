@@ -251,6 +251,47 @@ def test_without_ipam_a_container_finds_its_own_addresses(engine: Engine, tmp_pa
     assert Inside(engine, "c1").run(lambda: subprocess.run(ping, stdout=subprocess.DEVNULL, check=False)).returncode == 0
 
 
+def test_an_unmanaged_bridge_stays_as_it_is(engine: Engine, tmp_path: Path) -> None:
+    info = network(options={"mode": "unmanaged"}, network_interface="br7", dns_enabled=True)
+    asked = container((info, {"static_ips": ["10.89.0.2"]}), dns_servers=["192.0.2.53"])
+    path = namespace(tmp_path)
+    assert refused(call(engine, "setup", path, body=asked)).startswith("in unmanaged mode, the bridge must already exist on the host")
+    ip(Inside(engine), "link add br7 type bridge", "link set br7 up")
+    answer = done(call(engine, "setup", path, body=asked))
+    assert answer["web"]["dns_server_ips"] == ["192.0.2.53"]
+    assert "10.89.0.1" not in inside(engine, "address", name="")
+    assert "default via 10.89.0.1 dev eth0" in inside(engine, "route")
+    done(call(engine, "teardown", path, body=asked))
+    assert host_links(engine) == {"lo", "br7"}
+    assert not engine.state.networks
+
+
+def test_a_network_without_a_gateway_leaves_all_addresses_to_podman(engine: Engine, tmp_path: Path) -> None:
+    asked = container((network(internal=True, subnets=[{"subnet": "10.89.0.0/24"}]), {"static_ips": ["10.89.0.1"]}))
+    answer = done(call(engine, "setup", namespace(tmp_path), body=asked))
+    assert answer["web"]["interfaces"]["eth0"]["subnets"] == [{"ipnet": "10.89.0.1/24", "gateway": None}]
+
+
+def test_a_bridge_that_netavark_made_goes_with_its_last_port(engine: Engine, tmp_path: Path) -> None:
+    ip(
+        Inside(engine),
+        "link add podman0 type bridge",
+        "address add 10.89.0.1/24 dev podman0",
+        "link set podman0 up",
+        "link add old type veth peer name older",
+        "link set old master podman0 up",
+    )
+    asked = container((network(network_interface="podman0"), {"static_ips": ["10.89.0.2"]}))
+    path = namespace(tmp_path)
+    done(call(engine, "setup", path, body=asked))
+    done(call(engine, "teardown", path, body=asked))
+    assert host_links(engine) == {"lo", "podman0", "old", "older"}
+    done(call(engine, "setup", path, body=asked))
+    ip(Inside(engine), "link delete old")
+    done(call(engine, "teardown", path, body=asked))
+    assert host_links(engine) == {"lo"}
+
+
 # --- ports ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +352,18 @@ def test_a_mapping_on_an_address_of_a_family_that_is_not_there_is_left_out(engin
     [
         ({"options": {"vrf": "red"}}, {}, {}, "network web: Atoll puts no bridge into a VRF; leave out the option vrf"),
         ({"options": {"vlan": "7"}}, {}, {}, "network web: Atoll tags no bridge ports; use a macvlan network on a VLAN interface"),
+        (
+            {},
+            {"options": {"host_interface_name": "x"}},
+            {},
+            "network web: interfaces of the host have Atoll's names; leave out host_interface_name",
+        ),
+        (
+            {"options": {"mode": "unmanaged"}, **DUAL},
+            {},
+            {},
+            "network web: an unmanaged bridge has no IPv6 here; leave out its IPv6 subnets",
+        ),
         ({"options": {"mtu": "many"}}, {}, {}, 'unable to parse "mtu": invalid digit found in string'),
         ({"options": {"isolate": "maybe"}}, {}, {}, 'invalid isolate option "maybe"'),
         ({"options": {"mode": "maybe"}}, {}, {}, 'invalid bridge mode "maybe"'),

@@ -61,8 +61,9 @@ class PortVerbs(Base):
             endpoint, ports = self._publishing(namespace, specs, network, interface, held)
             return self._publish_plan(endpoint, structs.replace(endpoint, ports=(*endpoint.ports, *ports)), ports)
 
-    def unpublish(self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "") -> Endpoint:
-        """Take published ports back and forget the connections that came through them."""
+    def unpublish(self, namespace: str, specs: Sequence[str], *, network: str = "", interface: str = "", ending: bool = False) -> Endpoint:
+        """Take published ports back and forget the connections that came through them. `ending`: the endpoint is about to go as well, so
+        they are forgotten together with others a moment later (`settle`)."""
         faults.begin("unpublish")
         endpoint, ports = self._unpublishing(namespace, specs, network, interface)
         made = _without(endpoint, ports)
@@ -74,7 +75,8 @@ class PortVerbs(Base):
         self.delete_elements(gone)
         self.do(Plan(tuple(change("add", added))))
         self._stale |= _led_here(where, endpoint, ports)
-        self.settle()
+        if not ending:
+            self.settle()
         self._tell_services(endpoint, made)
         self.emit("port.unpublish", namespace=namespace, ports=[str(port) for port in ports])
         return made
