@@ -199,7 +199,8 @@ class EndpointVerbs(PortVerbs):
                 "a process is on the host network when it isn't in a namespace at all",
             )
         mine = self.state.endpoints_of(namespace.name)
-        if not interface and any(endpoint.network == network.id for endpoint in mine):
+        # In an external one each link has a name of its own until it is taken.
+        if not interface and not namespace.is_external and any(endpoint.network == network.id for endpoint in mine):
             again = f"atoll disconnect {network.name} {namespace.name}, or name another interface: --ifname NAME"
             raise Conflict(f"{namespace.name} is connected to {network.name}", again)
         if mine and (network.driver == "none" or mine[0].network in PREDEFINED):
