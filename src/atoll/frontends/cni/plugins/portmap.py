@@ -83,7 +83,8 @@ def status(engine: Engine, request: Request) -> None:
 
 def _unpublish(engine: Engine, network: Network, endpoint: Endpoint) -> None:
     if endpoint.ports:
-        engine.unpublish(endpoint.namespace, [str(port) for port in endpoint.ports], network=network.id, interface=endpoint.interface)
+        ports = [str(port) for port in endpoint.ports]
+        engine.unpublish(endpoint.namespace, ports, network=network.id, interface=endpoint.interface, ending=True)
 
 
 def ports_asked(request: Request) -> list[PublishedPort]:
