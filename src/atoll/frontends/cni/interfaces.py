@@ -137,7 +137,7 @@ def _gateway(network: Network, scheme: Scheme, text: str) -> str:
 
 def delete(engine: Engine, request: Request) -> None:
     try:
-        attachments.detach(engine, *attachments.require(engine, request))
+        attachments.detach(engine, *attachments.require(engine, request), ending=not request.environment.netns)
     except Unknown:
         leases.drop(engine, request)
         raise
