@@ -174,12 +174,18 @@ def docker_host(*options: str, back_end: str = "nft") -> Iterator[DockerHost]:
     """Atoll is there first, as it should be; dockerd (with `options`) has it as a driver named atoll."""
     need("dockerd", "docker", "containerd", "busybox", "curl", "ip", "nft", "unshare", "nsenter", f"iptables-{back_end}")
     with private_host() as host:
-        host.run("sh", "-ec", _OUTSIDE)
-        made = DockerHost(host)
-        made.start_atoll()
-        made.atoll("docker", "install")
-        host.start_dockerd(back_end, *options)
-        host.run("sh", "-ec", IMAGE)
-        made.follows()
+        made = prepare(host, *options, back_end=back_end)
         yield made
         made.atoll("daemon", "stop")
+
+
+def prepare(host: Host, *options: str, back_end: str = "nft") -> DockerHost:
+    """Make Atoll's daemon and dockerd run on a private host, with an image and a machine outside."""
+    host.run("sh", "-ec", _OUTSIDE)
+    made = DockerHost(host)
+    made.start_atoll()
+    made.atoll("docker", "install")
+    host.start_dockerd(back_end, *options)
+    host.run("sh", "-ec", IMAGE)
+    made.follows()
+    return made

@@ -144,6 +144,11 @@ class PodmanHost:
 def podman_host() -> Iterator[PodmanHost]:
     need("podman", "crun", "conmon", "busybox", "curl", ORIGINAL)
     with private_host() as host:
-        host.run("sh", "-c", _SETUP, "setup", IMAGE)
+        prepare(host)
         host.run("sh", "-c", _OUTSIDE)
         yield PodmanHost(host)
+
+
+def prepare(host: Host) -> None:
+    """Make Podman run on a private host, with its image."""
+    host.run("sh", "-c", _SETUP, "setup", IMAGE)
