@@ -42,6 +42,17 @@ def test_a_container_joins_and_leaves_networks_and_its_ports_stay(engine: Engine
     nothing_is_left(engine)
 
 
+def test_networks_are_reloaded_in_the_same_namespace(engine: Engine, tmp_path: Path) -> None:
+    path = namespace(tmp_path)
+    asked = container((network(), {"static_ips": ["10.89.0.2"]}), port_mappings=[port(8080)])
+    done(call(engine, "setup", namespace(tmp_path, "other"), body=container((network(), {"static_ips": ["10.89.0.3"]}), number=2)))
+    for _ in range(3):
+        done(call(engine, "setup", path, body=asked))
+        assert "10.89.0.2/24" in inside(engine, "address", "show", "eth0")
+        assert not engine.differences()
+        done(call(engine, "teardown", path, body=asked))
+
+
 def test_a_container_that_is_back_in_another_namespace_leaves_the_former(engine: Engine, tmp_path: Path) -> None:
     asked = container((network(), {"static_ips": ["10.89.0.2"]}), port_mappings=[port(8080)])
     former = namespace(tmp_path, "former")
