@@ -12,6 +12,7 @@ from tests.podman_calls import (
     container,
     done,
     end,
+    inside,
     namespace,
     network,
     nothing_is_left,
