@@ -14,7 +14,7 @@ from tests.docs import pages
 from tests.docs.pages import ROOT
 from tests.docs.shell import Shell
 
-with_commands = [page for page in pages.PAGES if pages.has(page, "console")]
+with_commands = [page for page in pages.PAGES if pages.has(page, "console") and not pages.needs_docker(page)]
 with_python = [page for page in pages.PAGES if pages.has(page, "python")]
 
 

@@ -233,13 +233,31 @@ def test_a_network_of_atolls_is_joined_with_its_addresses_and_stays(dockerd: Doc
     joined = dockerd.connect(1, 1, 1)
     assert (joined["Gateway"], joined["GatewayIPv6"]) == ("10.66.0.254", "fd66::1")
     dockerd.connect(2, 2, 2)
-    dockerd.remove_network(2) if not dockerd.door.records.on_network(network_id(2)) else None
     dockerd.disconnect(2, 2)
     dockerd.remove_network(2)
     assert [endpoint.namespace for endpoint in engine.state.endpoints_on(engine.state.network("front"))] == ["plain", "docker-000000000001"]
     dockerd.disconnect(1, 1)
     dockerd.remove_network(1)
     engine.remove_namespace("plain")
+    engine.remove_network("front")
+    assert left(dockerd) == {}
+
+
+def test_a_container_may_be_twice_on_one_network_of_atolls(dockerd: Dockerd, engine: Engine) -> None:
+    engine.create_network("front", subnets=["10.66.0.0/24"])
+    for number in (1, 2):
+        dockerd.create_network(number, ipam_options={"network": "front"})
+    first = dockerd.connect(1, 1, 7, publish=ports((8080, 80)))
+    second = dockerd.connect(2, 2, 7, publish=ports((8081, 80)))
+    assert first["Address"] != second["Address"]
+    assert first["InterfaceName"] != second["InterfaceName"]
+    ends = engine.state.endpoints_of("docker-000000000007")
+    assert sorted(str(port) for end in ends for port in end.ports) == ["8080:80/tcp", "8081:80/tcp"]
+    dockerd.disconnect(1, 1)
+    assert [end.address(4) for end in engine.state.endpoints_of("docker-000000000007")] == [second["Address"].partition("/")[0]]
+    dockerd.disconnect(2, 2)
+    for number in (1, 2):
+        dockerd.remove_network(number)
     engine.remove_network("front")
     assert left(dockerd) == {}
 

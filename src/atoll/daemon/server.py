@@ -253,7 +253,7 @@ class Server:
             self._ask_refresh(0)
         if kind in ("network.create", "dns.restart"):
             self._watch_names()
-        if kind in ("namespace.remove", "namespace.vanish", "endpoint.disconnect", "port.unpublish", "run.end"):
+        if kind in ("namespace.remove", "namespace.vanish", "endpoint.disconnect", "run.end"):
             # Not while more of them come: settling costs as much for one as for many. The watcher's tick is the latest.
             if self._settle_due is not None:
                 self._settle_due.cancel()

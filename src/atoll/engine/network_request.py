@@ -164,6 +164,7 @@ def _bridge(network: Network, request: NetworkRequest, facts: HostFacts, others:
         gateway_mode6=modes[1],
         host_binding=network_options.host_binding(request.options),
         trusted=network_options.trusted_interfaces(request.options),
+        announce=network_options.announce(request.options),
         inhibit_ipv4=network_options.inhibits(request.options, 4),
         inhibit_ipv6=network_options.inhibits(request.options, 6),
         ingress_rate=_rate(request.ingress_rate or request.options.get("ingress-rate", ""), "ingress rate"),

@@ -33,7 +33,7 @@ from atoll.ipam import parse_address
 from atoll.model import check_mac, interface
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from atoll.engine.network_request import NetworkRequest
     from atoll.frontends.docker.door import Door
@@ -232,6 +232,7 @@ def _keep(door: Door, network: Network, record: DockerEndpoint, text: str) -> st
     address = str(parse_address(text.partition("/")[0], "address"))
     if door.pool_of(record.network, address) is not None and door.engine.state.holds.get((network.id, address)) == HOLDER:
         return text
+    forget_holder(door, record.network, address)
     return door.engine.hold_address(network.id, HOLDER, address)
 
 
@@ -300,11 +301,12 @@ def _free_name(door: Door, sandbox: str) -> str:
 
 def _joined(network: Network, endpoint: Endpoint) -> protocol.Joined:
     """With a gateway all that leaves goes by this network; without one Docker must not add a way out of its own."""
-    gateways = [_gateway(network, version) if endpoint.address(version) else "" for version in (4, 6)]
+    gateways = [_gateway(network, version) if endpoint.default_route and endpoint.address(version) else "" for version in (4, 6)]
     return protocol.Joined(
-        interface=protocol.InterfaceName(source=endpoint.spare, prefix=network.options.get("interface-prefix", "eth")),
+        interface=protocol.InterfaceName(source=endpoint.spare, prefix=network.interface_prefix),
         gateway=gateways[0],
         gateway6=gateways[1],
+        routes=tuple(_static_routes(endpoint)),
         no_gateway_service=not any(gateways),
     )
 
@@ -314,6 +316,13 @@ def _gateway(network: Network, version: int) -> str:
     gateway = network.gateway(version)
     reserved = [subnet.reserved.get(f"DefaultGatewayIPv{version}", "") for subnet in network.subnets if subnet.version == version]
     return next(filter(None, reserved), gateway) if gateway else ""
+
+
+def _static_routes(endpoint: Endpoint) -> Iterator[protocol.StaticRoute]:
+    """The network's routes, as far as Docker has words for them: none for those that lead nowhere, and no metrics."""
+    for route in endpoint.routes:
+        if route.kind == "unicast":
+            yield protocol.StaticRoute(destination=route.destination, kind=0 if route.gateway else 1, next_hop=route.gateway)
 
 
 def program_external_connectivity(door: Door, call: protocol.ProgramExternalConnectivity) -> protocol.Done:
@@ -376,6 +385,13 @@ def forget_endpoint(door: Door, record: DockerEndpoint, *, keep: bool = False) -
         elif where is not None:
             door.drop_hold(where, address)
     door.records.drop(record)
+
+
+def forget_holder(door: Door, docker_network: str, address: str) -> None:
+    """Docker has an endpoint's address for another's, or for free: it has forgotten the endpoint, as after it was killed."""
+    for record in door.records.on_network(docker_network):
+        if any(text.partition("/")[0] == address for text in record.addresses):
+            forget_endpoint(door, record)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------------------

@@ -132,6 +132,8 @@ class Watch:
                 self._look("network", event.actor.id)
             elif event.action == "destroy":
                 self._problems.pop(event.actor.id, None)
+                self._servers.pop(event.actor.id, None)
+                self._look_at_files()
             elif event.action == "connect" and container:
                 # Docker says nothing about a container while it starts it, and its file is written before it runs.
                 self._ask(container, event.actor.id)
@@ -154,12 +156,19 @@ class Watch:
             self._looks[kind, id_] = False
             self._spawn(self._looked(kind, id_))
 
+    def _look_at_files(self) -> None:
+        """At the containers that ask us for names, of which some may be on none of our networks any more."""
+        for container in self._files.wanted:
+            self._look("container", container)
+
     async def _looked(self, kind: str, id_: str) -> None:
         look = self._network if kind == "network" else self._container
         while True:
             self._looks[kind, id_] = False
-            with contextlib.suppress(NotFound):  # it has gone meanwhile
+            try:
                 await look(id_)
+            except NotFound:
+                self._forget(id_)
             if not self._looks[kind, id_]:
                 del self._looks[kind, id_]
                 return
@@ -247,6 +256,7 @@ class Watch:
         second = await self._missing()
         for error in await self._on_engine(lambda: stale.remove(self._door, first.stale & second.stale)):
             log.warning("%s", error)
+        self._look_at_files()
         for network in second.there.networks:
             if network.id in first.lost & second.lost:
                 self._note(network.id, await self._on_engine(functools.partial(stale.restore, self._door, network)))

@@ -78,7 +78,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
         name=name,
         driver=driver,
         subnets=tuple(map(str, prefixes)),
-        gateways=tuple(filter(None, map(_gateway, subnets, prefixes))),
+        gateways=tuple(filter(None, (_gateway(s, p, bridge=driver == "bridge") for s, p in zip(subnets, prefixes, strict=True)))),
         ip_ranges=tuple(_own_part(subnet, prefix) for subnet, prefix in zip(subnets, prefixes, strict=True) if _can_be_halved(prefix)),
         ipv4=any(prefix.version == 4 for prefix in prefixes),
         internal=network.internal,
@@ -97,7 +97,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
         "aliases": _aliases(container.container_name, per.aliases),
         "owner": owner(container.container_id),
         "routes": tuple(map(route, network.routes or ())) if addressed else (),
-        "default_route": options.default_route,
+        "default_route": options.default_route and any(subnet.gateway for subnet in subnets),
         "metric": options.metric,
     }
     _servers(container.dns_servers, subnets)  # a loop is refused here as well
@@ -227,12 +227,12 @@ def route(asked: words.Route) -> Route:
     )
 
 
-def _gateway(subnet: words.Subnet, prefix: Prefix) -> str:
+def _gateway(subnet: words.Subnet, prefix: Prefix, *, bridge: bool) -> str:
     """The gateway's address. Where Podman knows of none (an internal network without names) it may give the usual one to a container, so
     ours is the last of the subnet."""
     if subnet.gateway:
         return str(words.parse_address(subnet.gateway))
-    return str(prefix[-2]) if _can_be_halved(prefix) else ""
+    return str(prefix[-2]) if bridge and _can_be_halved(prefix) else ""
 
 
 def _can_be_halved(prefix: Prefix) -> bool:
