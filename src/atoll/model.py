@@ -27,6 +27,7 @@ NamespaceKind = Literal["created", "adopted", "external"]
 RunState = Literal["pending", "running", "ended"]
 RouteKind = Literal["unicast", "blackhole", "unreachable", "prohibit"]
 Isolation = Literal["strict", "isolated", "open"]
+Announce = Literal["changed", "always", "never"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -36,6 +37,7 @@ DRIVERS: Final[tuple[Driver, ...]] = ("bridge", "macvlan", "ipvlan", "host", "no
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("tcp", "udp", "sctp")
 ROUTE_KINDS: Final[tuple[RouteKind, ...]] = ("unicast", "blackhole", "unreachable", "prohibit")
 GATEWAY_MODES: Final[tuple[GatewayMode, ...]] = ("nat", "nat-unprotected", "routed", "isolated")
+ANNOUNCE: Final[tuple[Announce, ...]] = ("changed", "always", "never")
 ISOLATIONS: Final[tuple[Isolation, ...]] = ("strict", "isolated", "open")
 #: These always exist and can't be removed, as in Docker.
 PREDEFINED: Final = {"host": "host", "none": "none"}
@@ -111,7 +113,8 @@ class Network(Struct, frozen=True, omit_defaults=True):
     `kept` it doesn't. The gateway modes are Docker's: `nat-unprotected` opens the endpoints to the outside; `routed` keeps addresses,
     and published ports are reached by the endpoints' own, while the host's ports lead nowhere; `isolated`, of an internal network, has no
     gateway. `host_binding` is the host's address for ports that name none; `trusted` interfaces of the host lead to published ports by
-    the endpoints' own addresses; with `inhibit_ipv4` the bridge doesn't carry the IPv4 gateway's address, someone else has it."""
+    the endpoints' own addresses; with an `inhibit` the bridge doesn't carry that gateway's address, someone else does.
+    `announce`: whether neighbours are told of a new endpoint's addresses, by default of those that another had before."""
 
     id: str
     name: str
@@ -133,7 +136,9 @@ class Network(Struct, frozen=True, omit_defaults=True):
     host_binding: str = ""
     trusted: tuple[str, ...] = ()
     inhibit_ipv4: bool = False
+    inhibit_ipv6: bool = False
     interface_prefix: str = "eth"
+    announce: Announce = "changed"
     parent: str = ""
     made_parent: bool = False
     mode: str = ""
@@ -176,7 +181,8 @@ class Network(Struct, frozen=True, omit_defaults=True):
 
     def gateways(self) -> tuple[Subnet, ...]:
         """The subnets whose gateway the first bridge is."""
-        return tuple(subnet for subnet in self.subnets if subnet.gateway and not (self.inhibit_ipv4 and subnet.version == 4))
+        inhibited = {4: self.inhibit_ipv4, 6: self.inhibit_ipv6}
+        return tuple(subnet for subnet in self.subnets if subnet.gateway and not inhibited[subnet.version])
 
     def shard(self, index: int) -> str:
         """The name of the kernel bridge number `index`."""

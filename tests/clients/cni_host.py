@@ -49,6 +49,11 @@ class CniHost:
 
     def container(self, name: str, **more: Any) -> Attachment:
         self.host.run("ip", "netns", "add", name)
+        return self.known(name, **more)
+
+    @staticmethod
+    def known(name: str, **more: Any) -> Attachment:
+        """The same of one that is there."""
         return Attachment(f"id-{name}", f"/run/netns/{name}", **more)
 
     def atoll(self, *words: str) -> str:

@@ -115,11 +115,11 @@ class Host:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._enter = ["nsenter", "-t", str(pid), "-n", "-m", f"--pid=/proc/{pid}/ns/pid_for_children", "--"]
+        self.enter = ["nsenter", "-t", str(pid), "-n", "-m", f"--pid=/proc/{pid}/ns/pid_for_children", "--"]
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def runner(self, argv: Sequence[str]) -> tuple[int, str, str]:
-        done = subprocess.run([*self._enter, *argv], capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run([*self.enter, *argv], capture_output=True, text=True, check=False, timeout=30)
         return done.returncode, done.stdout, done.stderr
 
     def run(self, *argv: str) -> str:
@@ -129,7 +129,7 @@ class Host:
 
     def popen(self, *argv: str) -> subprocess.Popen[str]:
         """A process on the host that is talked to by lines."""
-        return subprocess.Popen([*self._enter, *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        return subprocess.Popen([*self.enter, *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
     def here(self, function: Callable[[], T]) -> T:
         """The function's result on a thread in the host's network namespace."""
@@ -156,7 +156,7 @@ class Host:
     def start(self, name: str, *argv: str) -> None:
         """A daemon. Its process id on the host is in /run/NAME.id, what it says in /run/NAME.log."""
         script = 'echo $$ >/run/$0.id; exec "$@" >/run/$0.log 2>&1'
-        self._daemons[name] = subprocess.Popen([*self._enter, "sh", "-c", script, name, *argv], stdin=subprocess.DEVNULL)
+        self._daemons[name] = subprocess.Popen([*self.enter, "sh", "-c", script, name, *argv], stdin=subprocess.DEVNULL)
 
     def stop(self, name: str) -> None:
         """End a daemon, or one that has ended already."""
@@ -204,7 +204,7 @@ class Host:
         out, back = ("10.90.2.2", "10.90.1.2") if version == 4 else ("fd90:2::2", "fd90:1::2")
         pings = [
             subprocess.Popen(
-                [*self._enter, "ip", "netns", "exec", name, "ping", "-q", "-n", "-c", "3", "-i", "0.2", "-W", "1", address],
+                [*self.enter, "ip", "netns", "exec", name, "ping", "-q", "-n", "-c", "3", "-i", "0.2", "-W", "1", address],
                 stdout=subprocess.DEVNULL,
             )
             for name, address in (("inside", out), ("outside", back))

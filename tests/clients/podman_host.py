@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -31,7 +32,7 @@ END
 cat >/etc/containers/containers.conf <<'END'
 [containers]
 cgroups = "disabled"
-default_ulimits = []
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 [network]
 network_backend = "netavark"
 [engine]
@@ -77,13 +78,18 @@ class PodmanHost:
     def atoll(self, *argv: str) -> str:
         return self.host.run(*self.command(*argv))
 
+    @property
+    def path(self) -> str:
+        """Where programs are, `atoll` first."""
+        return f"{sys.prefix}/bin:{os.environ['PATH']}"
+
     @staticmethod
     def command(*argv: str) -> list[str]:
         return [f"{sys.prefix}/bin/atoll", *argv]
 
     def run(self, name: str, *options: str, command: Sequence[str] = ("sleep", "1000")) -> str:
         """A container that runs on; its id."""
-        return self.podman("run", "-d", "--name", name, "--ulimit", "host", "--cap-add", "NET_RAW", *options, IMAGE, *command).strip()
+        return self.podman("run", "-d", "--name", name, "--cap-add", "NET_RAW", *options, IMAGE, *command).strip()
 
     def serve(self, name: str, *options: str) -> str:
         """A container that says its name to whoever asks its port 80."""
@@ -138,6 +144,11 @@ class PodmanHost:
 def podman_host() -> Iterator[PodmanHost]:
     need("podman", "crun", "conmon", "busybox", "curl", ORIGINAL)
     with private_host() as host:
-        host.run("sh", "-c", _SETUP, "setup", IMAGE)
+        prepare(host)
         host.run("sh", "-c", _OUTSIDE)
         yield PodmanHost(host)
+
+
+def prepare(host: Host) -> None:
+    """Make Podman run on a private host, with its image."""
+    host.run("sh", "-c", _SETUP, "setup", IMAGE)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.clients.cni_hosts import FOLDER, ContainerdHost, containerd_host, podman_with_cni
+from tests.docs.pages import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,18 +39,26 @@ def namespaces(there: PodmanHost | ContainerdHost) -> list[str]:
     return [namespace["name"] for namespace in there.shown("ns", "ls")]
 
 
+def answers(podman: PodmanHost, text: str, *addresses: str, place: str = "") -> None:
+    """That a container's server answers, as soon as it has started."""
+
+    def all_do() -> bool:
+        return all(podman.fetch(address, place) == text for address in addresses)
+
+    podman.host.wait_for(f"{text} from {', '.join(addresses)}", all_do, 10)
+
+
 # --- Podman --------------------------------------------------------------------------------------------------------------------------
 
 
 def test_podman_switches_over_and_back(podman: PodmanHost) -> None:
     podman.serve("old", "-p", "8081:80")
     podman.atoll("cni", "install", "--replace")
-    assert podman.fetch("127.0.0.1:8081") == "old"
+    answers(podman, "old", "127.0.0.1:8081")
 
     podman.serve("new", "-p", "8080:80")
     assert namespaces(podman) == ["new"]
-    for address in ("127.0.0.1:8080", "198.51.100.1:8080", "10.88.0.3"):
-        assert podman.fetch(address) == "new"
+    answers(podman, "new", "127.0.0.1:8080", "198.51.100.1:8080", "10.88.0.3")
     assert podman.fetch("198.51.100.1:8080", "outside") == "new"
     assert podman.fetch("198.51.100.1:8081", "outside") == "old"
     assert podman.pings("new", "198.51.100.9")
@@ -62,12 +73,14 @@ def test_podman_switches_over_and_back(podman: PodmanHost) -> None:
 
     podman.serve("left", "-p", "8082:80")
     podman.atoll("cni", "uninstall")
-    assert podman.fetch("127.0.0.1:8082") == "left"
+    assert "/var/lib/cni/networks/podman/10.88.0.4" in podman.host.run("sh", "-c", "echo /var/lib/cni/networks/podman/*").split()
+    answers(podman, "left", "127.0.0.1:8082")
     podman.serve("again", "-p", "8080:80")
-    assert podman.fetch("127.0.0.1:8080") == "again"
+    answers(podman, "again", "127.0.0.1:8080")
     assert len(links(podman.host, "veth")) == 1
     podman.podman("rm", "-f", "-t", "0", "left")
     podman.host.wait_for("Atoll to let go of it", lambda: not namespaces(podman))
+    assert "10.88.0.4" not in podman.host.run("ls", "/var/lib/cni/networks/podman").split()
     assert podman.host.run("ls", "-A", FOLDER) == podman.host.run("ls", "-A", "/run/plugins")
     assert ".atoll-replaced" not in podman.host.run("ls", "-A", FOLDER)
 
@@ -78,6 +91,7 @@ def test_podmans_own_networks_are_atolls(podman: PodmanHost) -> None:
         podman.podman("network", "create", "--subnet", subnet, name)
     podman.serve("a", "--network", "web", "--ip", "10.90.0.50", "--mac-address", "02:00:00:00:00:50")
     podman.serve("b", "--network", "db")
+    answers(podman, "a", "10.90.0.50")
     podman.podman("network", "connect", "db", "a")
     assert podman.ask("b", "10.91.0.3") == "a"
     (a,) = (namespace for namespace in podman.shown("ns", "ls") if namespace["name"] == "a")
@@ -96,11 +110,12 @@ def test_podmans_own_networks_are_atolls(podman: PodmanHost) -> None:
 def test_podmans_containers_outlive_a_daemon_that_is_killed(podman: PodmanHost) -> None:
     podman.atoll("cni", "install", "--replace")
     podman.serve("a", "-p", "8080:80")
+    answers(podman, "a", "127.0.0.1:8080")
     podman.host.run("kill", "-KILL", str(podman.shown("status")["pid"]))
-    assert podman.fetch("198.51.100.1:8080", "outside") == "a"
+    answers(podman, "a", "198.51.100.1:8080", place="outside")
     podman.serve("b", "-p", "8081:80")
-    assert podman.fetch("127.0.0.1:8080") == "a"
-    assert podman.fetch("127.0.0.1:8081") == "b"
+    answers(podman, "a", "127.0.0.1:8080")
+    answers(podman, "b", "127.0.0.1:8081")
     podman.podman("rm", "-f", "-t", "0", "a", "b")
     assert namespaces(podman) == []
 
@@ -152,4 +167,24 @@ def test_containerd_with_the_reference_plugins_configuration(containerd: Contain
     containerd.remove("old")
     assert links(containerd.host, "veth") == []
     containerd.remove("new")
-    assert links(containerd.host, "atv") == namespaces(containerd) == []
+    # `ctr` says nothing to CNI when a detached task is deleted.
+    containerd.host.wait_for("it to be let go", lambda: links(containerd.host, "atv") == namespaces(containerd) == [])
+
+
+# --- the documentation ---------------------------------------------------------------------------------------------------------------
+
+
+def type_in(host: Host, kind: str) -> None:
+    """The commands of the how-to that need this runtime, as a reader types them."""
+    text = (ROOT / "docs" / "howto" / "cni.md").read_text()
+    (block,) = re.findall(rf"^```shell {kind}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    for command in block.splitlines():
+        host.run("sh", "-c", f"PATH={sys.prefix}/bin:$PATH; {command}")
+
+
+def test_the_how_to_with_podman(podman: PodmanHost) -> None:
+    type_in(podman.host, "podman")
+
+
+def test_the_how_to_with_containerd(containerd: ContainerdHost) -> None:
+    type_in(containerd.host, "containerd")

@@ -15,6 +15,7 @@ import pytest
 from atoll.errors import Denied, Invalid, NotFound
 from atoll.frontends import forwarder
 from tests.daemon.doors import KINDS, EchoDaemon, execute, made
+from tests.daemon.processes import NOBODY
 from tests.support import lenient
 
 if TYPE_CHECKING:
@@ -205,17 +206,26 @@ def test_a_run_folder_that_cannot_be_made_is_an_error(host: None, folders: Path,
     assert error["msg"].startswith(f"Atoll: {folders}/run/doors")
 
 
-def test_another_user_becomes_the_original(host: None, folders: Path, program: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_user_becomes_the_original(host: None, folders: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """As a rootless Podman's netavark does: whose state it is decides, as in its user namespace it takes itself for root."""
+    otherwise = folders / "otherwise"
+    otherwise.write_text(SHOW)
+    otherwise.chmod(0o755)
+    program = made(folders / "bin" / "bridge", kind, otherwise=str(otherwise))
     original = program.parent / forwarder.REPLACED / "bridge"
     original.parent.mkdir()
-    original.write_text(SHOW)
-    original.chmod(0o755)
-    shutil.rmtree(folders / "state")
-    said = execute(program, "x", stdin=b"stdin", environment={"PATH": os.environ["PATH"]})
-    assert said == (3, f"{original}\nx\n\n\nstdin".encode(), b"")
-    original.unlink()
+    shutil.copy(otherwise, original)
+    try:
+        os.chown(folders / "state", NOBODY, NOBODY)
+    except OSError:
+        pytest.skip(f"needs root, to give a folder to user {NOBODY}")
+    for expected in (original, otherwise):
+        said = execute(program, "x", stdin=b"stdin", environment={"PATH": os.environ["PATH"]})
+        assert said == (3, f"{expected}\nx\n\n\nstdin".encode(), b"")
+        expected.unlink()
     assert execute(program).error["msg"] == f"Atoll: this user may not use the daemon of {folders}/run"
+    assert not (folders / "run").exists()
 
 
 # --- putting it in its place ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.docs.pages import Step
 
 from tests.docs.pages import ROOT, matches
@@ -60,9 +62,10 @@ reach() {{
 
 
 class Shell:
-    """A context manager that ends whatever was started in the shell. For the namespace of the calling thread."""
+    """A context manager that ends whatever was started in the shell. For the namespace of the calling thread; with `enter`, a command that
+    runs others there, for the host that it leads to, as it is."""
 
-    def __init__(self, *, root: bool = True) -> None:
+    def __init__(self, *, root: bool = True, enter: Sequence[str] = ()) -> None:
         reader, self._input = os.pipe()
         self._output, writer = os.pipe()
         folders = shlex.join(sorted({sys.base_prefix, sys.prefix, str(ROOT)}))
@@ -73,9 +76,11 @@ class Shell:
             "HOME": "/run/home",
             "LC_ALL": "C.UTF-8",
             "TERM": "dumb",
-            **({"ATOLL_STATE": "/run/state"} if root else {"XDG_RUNTIME_DIR": "/run/user"}),
+            **({"ATOLL_STATE": "/run/state"} if root and not enter else {} if root else {"XDG_RUNTIME_DIR": "/run/user"}),
         }
         command = ["unshare", "--mount", "bash", "--noprofile", "--norc", "-c", setup]
+        if enter:
+            command = [*enter, "bash", "--noprofile", "--norc", "-c", "mkdir -p /run/home && cd /run/home && exec bash --noprofile --norc"]
         self._process = subprocess.Popen(command, stdin=reader, stdout=writer, stderr=writer, env=environment, start_new_session=True)
         os.close(reader)
         os.close(writer)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from atoll.engine import Engine
+from atoll.engine import Engine, endpoints
 from atoll.engine.files import Files
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid, NotFound
+from atoll.explain import explain, parse
 from atoll.model import Route
 from tests.kernel.kernel_state import Shell
 from tests.kernel.test_limits import left_as_it_was, transfer
@@ -89,6 +96,7 @@ def test_without_the_default_route_nothing_leads_out_by_a_network(engine: Engine
     out = [Probe(place, "192.0.2.9", 80), Probe(place, "2001:db8::9", 80)]
     assert None not in traffic.ask(near)
     assert not any(seen and seen.answered for seen in traffic.silence([*far, *out], near))
+    assert explain(engine, parse("r1", "192.0.2.9:80")).why == "r1 has no route to 192.0.2.9: none of its networks leads out by IPv4"
     # By another network it leads out; and who comes by this one is answered by this one.
     engine.connect("other", "r1")
     assert None not in traffic.ask([*near, *far, *out])
@@ -209,6 +217,40 @@ def test_what_was_changed_outlives_a_restart(host: None, tmp_path: Path) -> None
         assert "mtu 1400" in Shell().run("ip -n r1 link show eth0")
 
 
+CHANGES = {
+    "set_rates": 'ingress_rate="2gbit", egress_rate=""',
+    "set_rates too": 'ingress_rate="", egress_rate="2gbit"',
+    "retune": 'mac="02:00:00:00:00:bb", mtu=1400',
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_death_at_any_step_of_a_change_leaves_the_one_or_the_other(host: None, tmp_path: Path, change: str) -> None:
+    verb = change.split()[0]
+    program = f"from atoll.engine import Engine\nEngine.open({str(tmp_path)!r}).{verb}('net', 'r1', {CHANGES[change]})"
+    with Engine.open(tmp_path) as engine:
+        engine.create_network("net", subnets=["10.1.0.0/24", "fd01::/64"])
+        engine.create_namespace("r1")
+    for step in range(1, 50):
+        with Engine.open(tmp_path) as engine:
+            before = engine.connect("net", "r1", mac="02:00:00:00:00:aa", ingress_rate="1gbit", egress_rate="1gbit")
+        environment = os.environ | {"ATOLL_FAULT": f"{verb}:{step}"}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False, timeout=60)
+        with Engine.open(tmp_path) as engine:
+            assert said(engine) == []
+            after = engine.state.endpoint(engine.state.network("net"), "r1")
+            shown = Shell().run(f"tc qdisc show dev {after.host_interface}; ip link show type ifb")
+            assert ("ingress" in shown, after.shaper in shown) == (bool(after.egress_rate),) * 2
+            engine.disconnect("net", "r1")
+            engine.settle()
+        if done.returncode == 0:
+            assert after != before
+            assert step > 3
+            return
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    raise AssertionError("it never ends")
+
+
 # --- host ports that are chosen ------------------------------------------------------------------------------------------------------
 
 
@@ -317,3 +359,64 @@ def test_a_namespace_twice_on_one_network_asks_its_gateway_once(host: None, tmp_
         engine.connect("net", "r1", interface="lan")
         lines = Path(files.of("r1")["/etc/resolv.conf"]).read_text().splitlines()
         assert lines[1:3] == ["nameserver 10.1.0.1", "search net.atoll"]
+
+
+# --- addresses that change hands -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ports", [480, 1], ids=["one bridge", "several"])
+def test_an_address_that_changes_hands_is_reached_at_once(
+    engine: Engine, client: Machine, traffic: Traffic, ports: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "SHARD_PORTS", ports)
+    engine.create_network("net", subnets=["10.1.0.0/24", "fd01::/64"])
+    addresses = ["10.1.0.99", "fd01::99"]
+    for name in ("first", "second", "near", "far"):
+        engine.create_namespace(name)
+    engine.connect("net", "near")
+    engine.connect("net", "far")
+    places = [Inside(engine), Inside(engine, "near"), Inside(engine, "far")]
+    probes = [Probe(place, address, 80) for place in places for address in addresses]
+    probes.append(Probe(client, "192.0.2.1", 8080))
+    for name in ("first", "second"):
+        traffic.serve(Inside(engine, name), 80)
+    for name in ("first", "second", "first"):
+        engine.connect("net", name, addresses=addresses, publish=["8080:80"])
+        seen = traffic.ask(probes, patience=3)
+        assert [answer.server for answer in seen if answer] == [name] * len(probes)
+        engine.disconnect("net", name)
+
+
+def test_whether_neighbours_are_told_is_the_networks_affair(engine: Engine) -> None:
+    def heard(announce: str) -> list[str]:
+        engine.create_network(announce, subnets=["10.1.0.0/24", "fd01::/64"], options={"announce": announce})
+        for name in ("r1", "neighbour"):
+            engine.create_namespace(name)
+        engine.connect(announce, "neighbour")
+        ear = Inside(engine, "neighbour").run(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
+        found = []
+        with ear:
+            ear.bind(("eth0", 3))
+            for addresses in (["10.1.0.50", "fd01::50"], ["10.1.0.50", "fd01::51"]):
+                made = engine.connect(announce, "r1", addresses=addresses)
+                engine.disconnect(announce, "r1")
+                at = bytes.fromhex(made.mac.replace(":", ""))
+                ear.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while frame := ear.recv(2000):
+                        for text in addresses:
+                            packed = ipaddress.ip_address(text).packed
+                            about = (
+                                frame[22:28] == at and frame[28:32] == packed
+                                if "." in text
+                                else frame[54:55] == b"\x88" and packed in frame
+                            )
+                            found += [text] if about and frame[6:12] != at else []
+        for name in ("r1", "neighbour"):
+            engine.remove_namespace(name)
+        engine.remove_network(announce)
+        return found
+
+    assert heard("never") == []
+    assert heard("changed") == ["10.1.0.50"]
+    assert sorted(heard("always")) == ["10.1.0.50", "10.1.0.50", "fd01::50", "fd01::51"]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 AF_INET, AF_INET6 = socket.AF_INET, socket.AF_INET6
-ADDRESSES = {"IFA_LOCAL", "IFA_ADDRESS", "RTA_DST", "RTA_GATEWAY", "FRA_SRC"}
+ADDRESSES = {"IFA_LOCAL", "IFA_ADDRESS", "RTA_DST", "RTA_GATEWAY", "FRA_SRC", "NDA_DST"}
 REPLACE = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
 EXISTS_NOT = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
 
@@ -141,6 +141,17 @@ def test_making_a_vlan(name: str, base: int, number: int) -> None:
         "IFLA_LINK": base,
         "IFLA_IFNAME": name,
         "IFLA_LINKINFO": {"IFLA_INFO_KIND": "vlan", "IFLA_INFO_DATA": {"IFLA_VLAN_ID": number}},
+    }
+
+
+@given(indexes, st.ip_addresses())
+def test_forgetting_a_neighbour(index: int, neighbour: rtnl.Address) -> None:
+    assert read_by_pyroute2(rtnl.delete_neighbour(index, neighbour)) == {
+        "event": "RTM_DELNEIGH",
+        "send": 0,
+        "family": family(neighbour),
+        "ifindex": index,
+        "NDA_DST": neighbour,
     }
 
 

@@ -212,7 +212,8 @@ def test_the_families_and_the_mtu_of_a_network_by_dockers_names(engine: Engine) 
     made = engine.create_network("net", options={DOCKER + key: value for key, value in options.items()})
     assert (made.has(4), made.has(6), made.mtu, made.bridge, made.icc) == (False, True, 1400, "br7", False)
     options = {"advertise_addr_nmsgs": "0", "advertise_addr_ms": "100", "host_ipv4": "192.0.2.7"}
-    assert engine.create_network("two", options={DOCKER + key: value for key, value in options.items()}).snat == ("192.0.2.7",)
+    made = engine.create_network("two", options={DOCKER + key: value for key, value in options.items()})
+    assert (made.snat, made.announce) == (("192.0.2.7",), "never")
     made = engine.create_network("three", options={"no-default-route": "true", "metric": "70", "isolation": "open"})
     assert (made.default_route, made.metric, made.isolation) == (False, 70, "open")
 
@@ -244,7 +245,7 @@ def test_our_names_and_dockers_mean_the_same(engine: Engine) -> None:
         ({f"{DOCKER}container_iface_prefix": "a-prefix-too-long"}, "is not an interface name"),
         ({f"{DOCKER}advertise_addr_nmsgs": "4"}, "advertise_addr_nmsgs=4 is out of range; expected 0 to 3"),
         ({f"{DOCKER}advertise_addr_ms": "99"}, "advertise_addr_ms=99 is out of range; expected 100 to 2000"),
-        ({f"{DOCKER}advertise_addr_nmsgs": "3"}, "advertise_addr_nmsgs=3: Atoll announces no addresses"),
+        ({"announce": "twice"}, "announce 'twice' is unknown; expected one of changed, always, never"),
         ({f"{DOCKER}bridge.unheard_of": "1"}, "is unknown to driver bridge"),
         ({"nat": "none"}, "nat 'none' is unknown; expected one of masquerade, routed, kept"),
         ({"metric": "x"}, "metric 'x' is not a number"),

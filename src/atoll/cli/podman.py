@@ -145,6 +145,7 @@ def _drop_in(only_plugin: bool) -> str:
 
 def _place(path: str, door: str, otherwise: str) -> None:
     try:
+        os.makedirs(paths.state_folder(), mode=0o700, exist_ok=True)  # root's alone, as the engine makes it
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     except OSError as error:
         raise own_file.refused(f"making {os.path.dirname(path)}", error) from None

@@ -16,13 +16,14 @@ from atoll import faults
 from atoll.drivers import of, routing
 from atoll.drivers.tuning import put_back
 from atoll.engine import host_side, names
+from atoll.engine.announcements import Announcements
 from atoll.engine.name_service import NameService
 from atoll.engine.state import State
 from atoll.errors import AtollError, Conflict, Denied, Failed, NotFound
 from atoll.firewall.elements import Element, change, endpoint_elements, network_elements, statement
 from atoll.firewall.skeleton import FENCES, RESET, SKELETON
 from atoll.kernel import netns, rtnl, sysctl
-from atoll.kernel.host import Host
+from atoll.kernel.host import Host, interface_index
 from atoll.model import Namespace
 from atoll.plan.execute import dismantle, execute
 from atoll.plan.operations import ConntrackDelete, Operation, Plan
@@ -52,6 +53,7 @@ class Base:
         self.listener: Callable[[str, dict[str, Any]], None] | None = None
         self.on_plan: Callable[[Plan], None] | None = None
         self.names = NameService(host, self.state, self.emit, enabled=dns)
+        self.announcements = Announcements(host)
         self.files = files
         self._hosts_files: tuple[str, ...] = ()
         self._lock = lock
@@ -176,27 +178,34 @@ class Base:
 
     # --- namespaces as routing sees them ---
 
-    def foreign(self, namespace: Namespace) -> tuple[set[str], set[int]]:
-        """Interface names that an adopted namespace has, and the families in which it has a default route of its own.
-
-        Those that we made have neither, so nothing is asked about them; the inside of external ones is none of ours.
-        """
+    def has_interface(self, namespace: Namespace, name: str) -> bool:
+        """Whether an adopted namespace has an interface of this name; of the others all are ours or none of our business."""
         if namespace.kind != "adopted":
-            return set(), set()
+            return False
         with self.host.socket_in(namespace.name) as sock:
-            names = {link.name for link in rtnl.links(sock)}
-            families = {
+            try:
+                interface_index(sock, name)
+            except NotFound:
+                return False
+        return True
+
+    def foreign_defaults(self, namespace: Namespace) -> set[int]:
+        """The families in which an adopted namespace has a default route of its own."""
+        if namespace.kind != "adopted":
+            return set()
+        with self.host.socket_in(namespace.name) as sock:
+            return {
                 6 if row.family == 10 else 4
                 for row in rtnl.routes(sock)
                 if row.destination is None and row.table == rtnl.TABLE_MAIN and row.protocol != rtnl.RTPROT_ATOLL
             }
-        return names, families
 
-    def wanted_routes(self, namespace: Namespace, attached: list[tuple[Network, Endpoint]]) -> list[Operation]:
-        if namespace.is_external:
-            return []
-        families = self.foreign(namespace)[1] if attached else set()
-        return routing.routes(attached, foreign_default=families)
+    def wanted_routes(self, namespace: Namespace, *sets: list[tuple[Network, Endpoint]]) -> list[list[Operation]]:
+        """The routes and rules for each of these sets of endpoints."""
+        if namespace.is_external or not any(sets):
+            return [[] for _ in sets]
+        families = self.foreign_defaults(namespace)
+        return [routing.routes(attached, foreign_default=families) for attached in sets]
 
     # --- names ---
 
@@ -229,8 +238,7 @@ class Base:
     def attach(self, network: Network, endpoint: Endpoint, namespace: Namespace) -> Plan:
         """The plan that connects an endpoint: firewall first, so that nothing is ever up without its rules."""
         others = self.state.attached(namespace.name)
-        before = self.wanted_routes(namespace, others) if others else []
-        after = self.wanted_routes(namespace, [*others, (network, endpoint)])
+        before, after = self.wanted_routes(namespace, others, [*others, (network, endpoint)])
         routing.check_apart(after)
         gone, added = routing.changes(before, after)
         rules = change("add", endpoint_elements(network, endpoint))
@@ -257,8 +265,7 @@ class Base:
             return Plan.of(operations)
         if others is None:
             others = [pair for pair in self.state.attached(namespace.name) if pair[1].id != endpoint.id]
-        before = self.wanted_routes(namespace, [*others, (network, endpoint)])
-        gone, added = routing.changes(before, self.wanted_routes(namespace, others))
+        gone, added = routing.changes(*self.wanted_routes(namespace, [*others, (network, endpoint)], others))
         if not others:
             gone = list(routing.without_links(gone))
         gone += put_back(endpoint, namespace.name, [other for _, other in others])
@@ -310,6 +317,7 @@ class Base:
         if network.driver == "bridge":
             self.delete_elements(endpoint_elements(network, endpoint))
             self._stale |= self.forget_connections(endpoint)
+            self.announcements.give_up(network, endpoint)
         faults.step()
         with self.store.transaction():
             self.store.delete(endpoint)

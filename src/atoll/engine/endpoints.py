@@ -7,6 +7,7 @@ ready. Whatever fails after the first record is undone from that record, by this
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, structs
@@ -91,6 +92,7 @@ class EndpointVerbs(PortVerbs):
         self.state.put_endpoint(endpoint)
         try:
             self.do(plan)
+            self.announcements.make(where, endpoint)
             self.write_files(who)
         except BaseException:
             self.tear_down(where, endpoint)
@@ -218,17 +220,18 @@ class EndpointVerbs(PortVerbs):
         if namespace.is_external and wanted:
             raise Invalid(f"{namespace.name} is set up by someone else, who also names its interfaces", "leave out the interface's name")
         mine = {endpoint.interface for endpoint in self.state.endpoints_of(namespace.name)}
-        taken = mine | self.foreign(namespace)[0]
-        if self._doomed and (wanted or f"eth{number}") in taken - mine:
-            self.settle()  # it may be what has just been disconnected there
-            taken = mine | self.foreign(namespace)[0]
+        names = (f"{network.interface_prefix}{n}" for n in itertools.count(number))
+        first = check_interface(wanted) if wanted else next(name for name in names if name not in mine)
+        if first != "lo" and first not in mine and self._is_free(namespace, first):
+            return first
         if wanted:
-            if check_interface(wanted) in taken or wanted == "lo":
-                raise Conflict(f"{namespace.name} has an interface {wanted}", "choose another name")
-            return wanted
-        while f"{network.interface_prefix}{number}" in taken:
-            number += 1
-        return f"{network.interface_prefix}{number}"
+            raise Conflict(f"{namespace.name} has an interface {wanted}", "choose another name")
+        return next(name for name in names if name not in mine and self._is_free(namespace, name))
+
+    def _is_free(self, namespace: Namespace, name: str) -> bool:
+        if self._doomed and self.has_interface(namespace, name):
+            self.settle()  # it may be what has just been disconnected there
+        return not self.has_interface(namespace, name)
 
     def choose_mac(self, network: Network, wanted: str) -> str:
         """The one that is wanted, or one that nobody has."""

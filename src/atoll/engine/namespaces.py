@@ -267,6 +267,7 @@ class NamespaceVerbs(Base):
         for endpoint in self.state.endpoints_of(namespace.name):
             ends = ending or namespace.kind == "created"
             errors += self.tear_down(self.state.network(endpoint.network), endpoint, with_namespace=ends)
+        self.names.push()
         if namespace.named and not self._is_anothers(namespace):
             errors += dismantle(self.host, Plan((NamespaceDelete(namespace.name),)))
         holder = self._pidfds.pop(namespace.name, None)

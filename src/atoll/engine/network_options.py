@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from atoll import ipam
 from atoll.errors import Invalid
-from atoll.model import DRIVERS, GATEWAY_MODES, GatewayMode, check_interface
+from atoll.model import ANNOUNCE, DRIVERS, GATEWAY_MODES, Announce, GatewayMode, check_interface
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,7 @@ _OF_ALL: Final = ("mtu", "interface-prefix", "no-default-route", "metric", "ipv4
 KNOWN: Final = {
     "bridge": (
         "bridge", "icc", "isolation", "masquerade", "nat", "guard", "snat", "snat6", "mac", "ingress-rate", "egress-rate", "domain",
-        "gateway-mode4", "gateway-mode6", "host-binding", "inhibit-ipv4", "trusted-interfaces", *_OF_ALL,
+        "gateway-mode4", "gateway-mode6", "host-binding", "inhibit-ipv4", "inhibit-ipv6", "trusted-interfaces", "announce", *_OF_ALL,
     ),
     "macvlan": ("parent", "mode", *_OF_ALL),
     "ipvlan": ("parent", "mode", "flag", *_OF_ALL),
@@ -67,8 +67,9 @@ def fold(driver: str, given: Mapping[str, str]) -> Folded:
         if key == _MASQUERADE and driver == "bridge":
             # To Docker it is only about the source of what leaves; it opens the network to nobody.
             name, value = "nat", "masquerade" if _boolean(key, value) else "kept"
-        if key in (_MESSAGES, _INTERVAL):
-            _check_announcements(key, value)
+        if key in (_MESSAGES, _INTERVAL) and driver == "bridge":
+            if announced := _announced(key, value):
+                options["announce"] = announced
             continue
         if name not in known:
             raise Invalid(f"option {key[:80]!r} is unknown to driver {driver}", f"it knows {', '.join(known) or 'none'}")
@@ -107,12 +108,13 @@ _FIELDS: Final[dict[str, tuple[str, Callable[[str, str], object]]]] = {
 }
 
 
-def _check_announcements(key: str, text: str) -> None:
+def _announced(key: str, text: str) -> str:
+    """Docker repeats its announcements, at an interval of so many ms. On a bridge nothing is lost, so one is enough."""
     lowest, highest = (0, 3) if key == _MESSAGES else (100, 2000)
-    if not lowest <= _number(key, text) <= highest:
+    number = _number(key, text)
+    if not lowest <= number <= highest:
         raise Invalid(f"option {key}={text[:20]} is out of range", f"expected {lowest} to {highest}")
-    if key == _MESSAGES and int(text):
-        raise Invalid(f"option {key}={int(text)}: Atoll announces no addresses", f"leave it out, or write {key}=0")
+    return "" if key == _INTERVAL else "always" if number else "never"
 
 
 # --- what only a bridge has ----------------------------------------------------------------------------------------------------------
@@ -138,12 +140,20 @@ def host_binding(options: Mapping[str, str]) -> str:
     return "" if value is None or value == ipaddress.IPv4Address(0) else str(value)
 
 
-def inhibits_ipv4(options: Mapping[str, str]) -> bool:
-    return _boolean("inhibit-ipv4", options.get("inhibit-ipv4", "false"))
+def inhibits(options: Mapping[str, str], version: int) -> bool:
+    name = f"inhibit-ipv{version}"
+    return _boolean(name, options.get(name, "false"))
 
 
 def trusted_interfaces(options: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(check_interface(name) for name in options.get("trusted-interfaces", "").split(":") if name))
+
+
+def announce(options: Mapping[str, str]) -> Announce:
+    found = options.get("announce", "changed")
+    if found not in ANNOUNCE:
+        raise Invalid(f"announce {found[:20]!r} is unknown", f"expected one of {', '.join(ANNOUNCE)}")
+    return found
 
 
 def nat(options: Mapping[str, str], *, masquerade: bool) -> str:

@@ -18,7 +18,7 @@ from atoll.firewall.skeleton import RESET, SKELETON
 from atoll.kernel import rtnl
 from atoll.model import PREDEFINED, Network, as_tuples, check_domains, check_servers
 from atoll.plan.execute import dismantle
-from atoll.plan.operations import HOST, LinkDelete, NftScript, Operation, Plan
+from atoll.plan.operations import NftScript, Operation, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -101,8 +101,7 @@ class NetworkVerbs(Base):
         return changed
 
     def release_idle(self) -> list[AtollError]:
-        """Remove the fleeting networks that nobody is on; what could not be taken away. A bridge that was there before us goes as well,
-        if nothing hangs on it any more: it is that of others who have left."""
+        """Remove the fleeting networks that nobody is on; what could not be taken away."""
         errors: list[AtollError] = []
         for network in [network for network in self.state.networks.values() if network.fleeting and not self.state.count_on(network)]:
             try:
@@ -111,10 +110,6 @@ class NetworkVerbs(Base):
                 continue  # an address of it is held for somebody
             except AtollError as error:
                 errors.append(error)
-            links = self.links()
-            bridge = links.get(network.bridge)
-            if bridge is not None and not any(link.master == bridge.ifindex for link in links.values()):
-                errors += dismantle(self.host, Plan((LinkDelete(HOST, network.bridge),)))
         return errors
 
     def prune_networks(self) -> list[Network]:

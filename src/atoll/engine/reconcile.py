@@ -175,7 +175,7 @@ class Reconcile(PoolVerbs, ExternalVerbs, NamingVerbs):
                 yield f"endpoint {endpoint.namespace} on {network.name}", wanted
             if inside and attached:
                 try:
-                    yield f"namespace {namespace.name}", self.wanted_routes(namespace, attached)
+                    yield f"namespace {namespace.name}", self.wanted_routes(namespace, attached)[0]
                 except (NotFound, Denied):
                     continue
 

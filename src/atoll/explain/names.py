@@ -84,8 +84,8 @@ class Names:
         return name.startswith((VETH_PREFIX, TRUNK_PREFIX, BRIDGE_PREFIX))
 
     def leads_out(self, namespace: str, version: int) -> bool:
-        """Whether one of a namespace's networks has a gateway for a family."""
-        return any(network.gateway(version) for network, _ in self._engine.state.attached(namespace))
+        """Whether one of a namespace's networks has a gateway for a family, and may have its default route."""
+        return any(network.gateway(version) and endpoint.default_route for network, endpoint in self._engine.state.attached(namespace))
 
     def missing(self, address: Address) -> str:
         """What helps where an address that the model gives to someone is nowhere on the wire."""

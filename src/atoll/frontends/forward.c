@@ -57,8 +57,7 @@ static void append(struct bytes *to, const void *data, size_t size)
 
 static void append_number(struct bytes *to, uint32_t number)
 {
-    unsigned char data[4] = {number >> 24, number >> 16, number >> 8, number};
-    append(to, data, 4);
+    append(to, (unsigned char[]){number >> 24, number >> 16, number >> 8, number}, 4);
 }
 
 static void append_field(struct bytes *to, const void *data, size_t size)
@@ -102,16 +101,11 @@ static void fail(int code, const char *what, const char *more)
 {
     struct bytes out = {0};
     char head[80];
-    if (strcmp(DOOR, "cni") == 0)
-        append(&out, head, snprintf(head, sizeof head, "{\"cniVersion\":\"1.0.0\",\"code\":%d,\"msg\":\"", code));
-    else
-        append(&out, "{\"error\":\"", 10);
-    append_json(&out, "Atoll: ");
+    int is_cni = strcmp(DOOR, "cni") == 0;
+    const char *form = is_cni ? "{\"cniVersion\":\"1.0.0\",\"code\":%d,\"msg\":\"Atoll: " : "{\"error\":\"Atoll: ";
+    append(&out, head, snprintf(head, sizeof head, form, code));
     append_json(&out, what);
-    if (strcmp(DOOR, "cni") == 0)
-        append(&out, "\",\"details\":\"", 13);
-    else
-        append(&out, "; ", 2);
+    append(&out, is_cni ? "\",\"details\":\"" : "; ", is_cni ? 13 : 2);
     append_json(&out, more);
     append(&out, "\"}\n", 3);
     write_all(1, out.data, out.size);
@@ -255,6 +249,20 @@ static char **daemon_environment(void)
     return found;
 }
 
+/* Root of a user namespace, whose folders are another user's, has no daemon here. */
+static int owns_state(void)
+{
+    char path[] = STATE;
+    struct stat about;
+    while (stat(path, &about)) {
+        char *slash = strrchr(path, '/');
+        if (!slash || slash == path)
+            return 0;
+        *slash = 0;
+    }
+    return about.st_uid == geteuid();
+}
+
 static long now(void)
 {
     struct timespec time;
@@ -307,7 +315,6 @@ static void start(long deadline)
 static int reach(const char *program, char **argv, const struct bytes *input)
 {
     struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
-    struct stat state;
     long deadline = now() + STARTING;
     int fd, lock = -1;
     while ((fd = try_connect()) < 0) {
@@ -315,8 +322,7 @@ static int reach(const char *program, char **argv, const struct bytes *input)
             be_otherwise(program, argv, input);
         if (errno != ENOENT && errno != ECONNREFUSED)
             fail(TRY_AGAIN, RUN "/doors.sock", strerror(errno));
-        /* Root of a user namespace, which has another user's folders in it or none, has no daemon either. */
-        if (stat(STATE, &state) || state.st_uid != geteuid())
+        if (!owns_state())
             be_otherwise(program, argv, input);
         mkdir(RUN, 0755);
         if (lock < 0 && (lock = open(RUN "/doors.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600)) < 0)

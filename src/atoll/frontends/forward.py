@@ -164,10 +164,13 @@ def start(deadline: float) -> None:
 
 
 def owns_state() -> bool:
-    try:
-        return posix.stat(STATE).st_uid == posix.geteuid()
-    except OSError:
-        return False
+    path = STATE
+    while path:
+        try:
+            return posix.stat(path).st_uid == posix.geteuid()
+        except OSError:
+            path = path.rpartition("/")[0]
+    return False
 
 
 def reach(program: bytes, arguments: list[bytes], data: bytes) -> _socket.socket:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from atoll.errors import Conflict, Denied, NotFound
-from atoll.kernel import netlink, netns, nft
+from atoll.kernel import announce, netlink, netns, nft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,8 +55,13 @@ class Host:
         """For what libnftables can't do: reading the ruleset as bytes, and connection tracking."""
         return self.visitor.run(self.netns, nft.open_socket)
 
+    @cached_property
+    def packets(self) -> socket.socket:
+        """For frames that the host itself sends, whole."""
+        return self.visitor.run(self.netns, announce.open_socket)
+
     def close(self) -> None:
-        for name in ("nft", "nfnl"):
+        for name in ("nft", "nfnl", "packets"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
         self.rtnl.close()

@@ -42,6 +42,7 @@ RTM_GETADDR: Final = 22
 RTM_NEWROUTE: Final = 24
 RTM_DELROUTE: Final = 25
 RTM_GETROUTE: Final = 26
+RTM_DELNEIGH: Final = 29
 RTM_NEWRULE: Final = 32
 RTM_DELRULE: Final = 33
 RTM_GETRULE: Final = 34
@@ -135,6 +136,8 @@ _TCA_TBF_RATE64: Final = 4
 _TCA_TBF_BURST: Final = 6
 _TC_H_ROOT: Final = 0xFFFFFFFF
 _TC_H_INGRESS: Final = 0xFFFFFFF1
+
+_NDA_DST: Final = 1
 
 _NETNSA_NSID: Final = 1
 _NETNSA_FD: Final = 3
@@ -578,6 +581,16 @@ def rules(sock: Socket) -> Iterator[RuleRow]:
         for answer in sock.dump(message(RTM_GETRULE, 0, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))):
             if answer.type == RTM_NEWRULE:
                 yield parse_rule(answer.body)
+
+
+# --- neighbours ----------------------------------------------------------------------------------------------------------------------
+
+
+def delete_neighbour(index: int, neighbour: Address) -> bytes:
+    """Forget where an address is on an interface's network."""
+    return message(
+        RTM_DELNEIGH, 0, struct.pack("=BxxxiHBB", _family(neighbour.version), index, 0, 0, 0) + attribute(_NDA_DST, neighbour.packed)
+    )
 
 
 # --- queues --------------------------------------------------------------------------------------------------------------------------

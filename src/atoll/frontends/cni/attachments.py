@@ -135,13 +135,14 @@ def attach(engine: Engine, request: Request, network: Network, *, servers: tuple
         raise
 
 
-def detach(engine: Engine, network: Network, endpoint: Endpoint) -> None:
-    """Disconnect an attachment; a namespace that was adopted for attachments is let go with the last one."""
+def detach(engine: Engine, network: Network, endpoint: Endpoint, *, ending: bool = False) -> None:
+    """Disconnect an attachment; a namespace that was adopted for attachments is let go with the last one. `ending`: it has ended, so that
+    nobody looks for the interface in there any more."""
     namespace = engine.state.namespaces.get(endpoint.namespace)
     if namespace is not None and namespace.source.startswith("cni:") and engine.state.endpoints_of(namespace.name) == [endpoint]:
         # A program of `atoll run` in it keeps it under our care.
         with contextlib.suppress(Conflict):
-            engine.remove_namespace(namespace.name)
+            engine.remove_namespace(namespace.name, ending=ending)
             return
     engine.disconnect(network.id, endpoint.namespace, interface=endpoint.interface)
 

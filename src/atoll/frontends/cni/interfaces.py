@@ -43,6 +43,12 @@ class InterfaceConfiguration(Common, frozen=True):
     args: _Args = _Args()
     runtime: _Mac = field(name="runtimeConfig", default=_Mac())
 
+    def reach(self) -> dict[str, Any]:
+        """Who reaches the containers of a bridge, as options of its network. The reference plugins only change the source of what leaves:
+        whoever finds the way, from another network or from outside, reaches containers by their addresses."""
+        modes = dict.fromkeys(("gateway-mode4", "gateway-mode6"), "nat-unprotected") if self.ip_masq else {}
+        return {"masquerade": self.ip_masq, "isolation": "open", "options": modes}
+
     def mac(self, request: Request) -> str:
         """What was asked for last counts: CNI_ARGS, then `args`, then the capability `mac`."""
         return self.runtime.mac or self.args.cni.mac or request.environment.arguments.get("MAC", "")
@@ -131,7 +137,7 @@ def _gateway(network: Network, scheme: Scheme, text: str) -> str:
 
 def delete(engine: Engine, request: Request) -> None:
     try:
-        attachments.detach(engine, *attachments.require(engine, request))
+        attachments.detach(engine, *attachments.require(engine, request), ending=not request.environment.netns)
     except Unknown:
         leases.drop(engine, request)
         raise

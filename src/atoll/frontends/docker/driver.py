@@ -232,6 +232,7 @@ def _keep(door: Door, network: Network, record: DockerEndpoint, text: str) -> st
     address = str(parse_address(text.partition("/")[0], "address"))
     if door.pool_of(record.network, address) is not None and door.engine.state.holds.get((network.id, address)) == HOLDER:
         return text
+    forget_holder(door, record.network, address)
     return door.engine.hold_address(network.id, HOLDER, address)
 
 
@@ -384,6 +385,13 @@ def forget_endpoint(door: Door, record: DockerEndpoint, *, keep: bool = False) -
         elif where is not None:
             door.drop_hold(where, address)
     door.records.drop(record)
+
+
+def forget_holder(door: Door, docker_network: str, address: str) -> None:
+    """Docker has an endpoint's address for another's, or for free: it has forgotten the endpoint, as after it was killed."""
+    for record in door.records.on_network(docker_network):
+        if any(text.partition("/")[0] == address for text in record.addresses):
+            forget_endpoint(door, record)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------------------

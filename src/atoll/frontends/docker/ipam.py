@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from atoll import ipam
 from atoll.errors import AtollError, Conflict, Invalid, NotFound
 from atoll.frontends.docker import protocol
+from atoll.frontends.docker.driver import forget_holder
 from atoll.frontends.docker.options import NETWORK
 from atoll.frontends.docker.records import HOLDER, DockerPool
 
@@ -154,6 +155,7 @@ def release_address(door: Door, call: protocol.ReleaseAddress) -> protocol.Done:
     if not pool.network:
         door.engine.release_lease(pool.id, address)
     elif pool.network in door.engine.state.networks:
+        forget_holder(door, pool.docker_network, address)
         door.drop_hold(door.engine.state.networks[pool.network], address)
     return protocol.Done()
 

@@ -43,9 +43,13 @@ class Attachment(NamedTuple):
     request: NetworkRequest
     connect: dict[str, Any]
     prefixes: tuple[Prefix, ...]
+    #: What Podman takes for the gateway of each subnet.
+    gateways: dict[str, str | None]
     dns: bool
     #: Its addresses are Podman's, so the answer speaks of them; false with the ipam driver `none`.
     addressed: bool
+    #: The bridge was made by somebody else, and must be there.
+    unmanaged: bool
 
     @property
     def name(self) -> str:
@@ -65,7 +69,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
     if not per.interface_name:
         raise Invalid("no container interface name given")
     options = given.parse(driver, network.options)
-    _check_possible(network, driver, options)
+    _check_possible(network, per, driver, options)
     addressed = given.ipam(network.ipam_options) == "host-local"
     subnets = (network.subnets or ()) if addressed else ()
     prefixes = tuple(words.parse_prefix(subnet.subnet) for subnet in subnets)
@@ -74,7 +78,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
         name=name,
         driver=driver,
         subnets=tuple(map(str, prefixes)),
-        gateways=tuple(str(words.parse_address(subnet.gateway)) for subnet in subnets if subnet.gateway),
+        gateways=tuple(filter(None, (_gateway(s, p, bridge=driver == "bridge") for s, p in zip(subnets, prefixes, strict=True)))),
         ip_ranges=tuple(_own_part(subnet, prefix) for subnet, prefix in zip(subnets, prefixes, strict=True) if _can_be_halved(prefix)),
         ipv4=any(prefix.version == 4 for prefix in prefixes),
         internal=network.internal,
@@ -93,11 +97,12 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
         "aliases": _aliases(container.container_name, per.aliases),
         "owner": owner(container.container_id),
         "routes": tuple(map(route, network.routes or ())) if addressed else (),
-        "default_route": options.default_route,
+        "default_route": options.default_route and any(subnet.gateway for subnet in subnets),
         "metric": options.metric,
     }
     _servers(container.dns_servers, subnets)  # a loop is refused here as well
-    return Attachment(request, connect, prefixes, request.dns, addressed)
+    gateways = {str(prefix): subnet.gateway or None for prefix, subnet in zip(prefixes, subnets, strict=True)}
+    return Attachment(request, connect, prefixes, gateways, request.dns, addressed, options.mode == "unmanaged")
 
 
 def all_foreign(container: words.Container) -> bool:
@@ -121,7 +126,7 @@ def check_same(network: Network, wanted: Attachment) -> None:
         if prefix not in ours:
             has = ", ".join(ours) or "none"
             raise Conflict(f"network {network.name} of Atoll has the subnets {has}, Podman's has {prefix}", _OTHER)
-    for gateway in wanted.request.gateways:
+    for gateway in filter(None, wanted.gateways.values()):
         if gateway not in ours.values():
             raise Conflict(f"network {network.name} of Atoll hasn't the gateway {gateway}, Podman's has", _OTHER)
 
@@ -132,7 +137,7 @@ _OTHER: Final = "rename one, or create Podman's with the subnet and gateway of t
 # --- parts ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _check_possible(network: words.Network, driver: str, options: Options) -> None:
+def _check_possible(network: words.Network, per: words.PerNetwork, driver: str, options: Options) -> None:
     if given.ipam(network.ipam_options) == "dhcp":
         raise Invalid(f"network {network.name}: Atoll asks no DHCP server", "create it with --subnet, or with --ipam-driver none")
     if options.vrf:
@@ -143,12 +148,19 @@ def _check_possible(network: words.Network, driver: str, options: Options) -> No
         raise Invalid(f"network {network.name}: Atoll knows no bclim", "leave out the option bclim")
     if driver == "bridge" and not network.network_interface:
         raise Invalid("no bridge interface name given")
+    if options.mode == "unmanaged" and any(":" in subnet.subnet for subnet in network.subnets or ()):
+        raise Invalid(f"network {network.name}: an unmanaged bridge has no IPv6 here", "leave out its IPv6 subnets")
+    if (per.options or {}).get("host_interface_name"):
+        raise Invalid(f"network {network.name}: interfaces of the host have Atoll's names", "leave out host_interface_name")
 
 
 def _options(network: words.Network, driver: str, options: Options, way_out: Callable[[], str]) -> dict[str, str]:
     if driver != "bridge":
         return {"mode": options.mode, "parent": network.network_interface or way_out(), "fleeting": "true"}
     found = {"bridge": network.network_interface or "", "fleeting": "true"}
+    if options.mode == "unmanaged":
+        # Its gateway is a machine behind it, and so is the way out.
+        found |= {"inhibit-ipv4": "true", "nat": "kept"}
     if network.dns_enabled:
         found["domain"] = DOMAIN
     for source in options.outbound:
@@ -213,6 +225,14 @@ def route(asked: words.Route) -> Route:
         metric=_METRIC if asked.metric is None else asked.metric,
         kind=kind,  # type: ignore[arg-type]
     )
+
+
+def _gateway(subnet: words.Subnet, prefix: Prefix, *, bridge: bool) -> str:
+    """The gateway's address. Where Podman knows of none (an internal network without names) it may give the usual one to a container, so
+    ours is the last of the subnet."""
+    if subnet.gateway:
+        return str(words.parse_address(subnet.gateway))
+    return str(prefix[-2]) if bridge and _can_be_halved(prefix) else ""
 
 
 def _can_be_halved(prefix: Prefix) -> bool:

@@ -80,6 +80,9 @@ def _let_go_of_the_past(engine: Engine, owner: str, path: str) -> None:
 def _check_networks(engine: Engine, wanted: Sequence[Attachment]) -> None:
     for each in wanted:
         found = _find(engine, each.name)
+        bridge = each.request.options.get("bridge", "")
+        if each.unmanaged and bridge not in engine.links():
+            raise Invalid("in unmanaged mode, the bridge must already exist on the host", f"there is no {bridge}")
         if found is not None:
             networks.check_same(found, each)
         elif len(wanted) > 1:  # a single one is checked when it is made
@@ -135,9 +138,9 @@ def _connect(engine: Engine, network: Network, namespace: Namespace, wanted: Att
     try:
         made = connect()
     except Conflict:
-        # What stands in the way may have ended a moment ago, with its container.
-        if not engine.release_vanished():
-            raise
+        # What stands in the way may have ended a moment ago: another container, or this one's former interface.
+        engine.release_vanished()
+        engine.settle()
         made = connect()
     undo.callback(_quietly, lambda: engine.disconnect(network.name, namespace.name))
     return made
@@ -154,12 +157,12 @@ def _quietly(function: Callable[[], object]) -> None:
 
 def _status(engine: Engine, wanted: Attachment, endpoint: Endpoint, servers: tuple[str, ...]) -> words.Status:
     network = engine.state.network(endpoint.network)
-    gateways = {subnet.subnet: subnet.gateway or None for subnet in network.subnets}
+    gateways = wanted.gateways | {s.subnet: s.gateway or None for s in network.subnets if s.subnet not in wanted.gateways}
     interface = words.NetInterface(_mac(engine, network, endpoint), tuple(_addresses(endpoint, gateways)))
     resolvers = network.resolvers() if wanted.dns else ()
     return words.Status(
         dns_search_domains=(networks.DOMAIN,) if resolvers else (),
-        dns_server_ips=resolvers or (servers if not wanted.dns else ()),
+        dns_server_ips=resolvers or servers,
         interfaces={endpoint.interface: interface},
     )
 

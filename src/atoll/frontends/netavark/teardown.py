@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from atoll.errors import AtollError, Failed
 from atoll.frontends.netavark import networks, words
+from atoll.plan.execute import dismantle
+from atoll.plan.operations import HOST, LinkDelete, Plan
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
@@ -28,11 +30,13 @@ def teardown(engine: Engine, container: words.Container) -> None:
     for endpoint in engine.state.owned(networks.owner(container.container_id)):
         (leaving if engine.state.network(endpoint.network).name in named else staying).append(endpoint)
     errors: list[AtollError] = []
+    former = {network.bridge for network, _ in _managed(engine, container) if not network.made_bridge}
     for namespace in dict.fromkeys(endpoint.namespace for endpoint in leaving):
         errors += _leave(engine, namespace, [endpoint for endpoint in leaving if endpoint.namespace == namespace])
     if staying:
         errors += _publish_elsewhere(engine, leaving, staying)
     errors += engine.release_idle()
+    errors += _remove_bridges(engine, former)
     if errors:
         raise errors[0] if len(errors) == 1 else Failed("; ".join(error.what for error in errors))
 
@@ -44,7 +48,7 @@ def _leave(engine: Engine, name: str, leaving: list[Endpoint]) -> list[AtollErro
     others = [endpoint for endpoint in engine.state.endpoints_of(name) if endpoint.id not in ids]
     try:
         if namespace is not None and namespace.kind == "adopted" and namespace.source.startswith(f"{networks.PODMAN}:") and not others:
-            engine.remove_namespace(name)
+            engine.remove_namespace(name, ending=True)
             return []
     except AtollError as error:
         return [error]
@@ -75,3 +79,20 @@ def _publish_elsewhere(engine: Engine, gone: list[Endpoint], staying: list[Endpo
 
 def _can_publish(network: Network) -> bool:
     return network.driver == "bridge" and not network.internal
+
+
+def _managed(engine: Engine, container: words.Container) -> list[tuple[Network, words.Network]]:
+    """The bridge networks of the call that were made for Podman, and whose bridge is Podman's to remove."""
+    by_name = {network.name: network for network in engine.state.networks.values() if network.driver == "bridge" and network.fleeting}
+    asked = [network for network, _ in container.attachments() if network.name in by_name]
+    return [(by_name[network.name], network) for network in asked if (network.options or {}).get("mode") != "unmanaged"]
+
+
+def _remove_bridges(engine: Engine, names: set[str]) -> list[AtollError]:
+    """Bridges that netavark had made before us go with their last port, whoever's that was, as they do with netavark."""
+    if not names:
+        return []
+    links = engine.links()
+    used = {bridge for network in engine.state.networks.values() for bridge in network.bridges()}
+    idle = [name for name in names - used if name in links and not any(link.master == links[name].ifindex for link in links.values())]
+    return dismantle(engine.host, Plan(tuple(LinkDelete(HOST, name) for name in idle)))

@@ -91,21 +91,21 @@ def _read(engine: Engine, request: Request) -> tuple[Configuration, Scheme]:
 
 
 def _wanted(engine: Engine, request: Request, configuration: Configuration, scheme: Scheme) -> NetworkRequest:
-    options: dict[str, str] = {}
+    reach = configuration.reach()
+    options: dict[str, str] = reach["options"]
     name = configuration.bridge or _DEFAULT
     if configuration.bridge or not any(name in network.bridges() for network in engine.state.networks.values()):
         options["bridge"] = name
     if not configuration.gateway:
-        options |= {"inhibit-ipv4": "true"}
+        options |= {"inhibit-ipv4": "true", "inhibit-ipv6": "true"}
     return networks.requested(
         request.network,
         "bridge",
         scheme,
         mtu=configuration.mtu,
         icc=not configuration.isolation,
-        masquerade=configuration.ip_masq,
         guard=configuration.guard,
-        options=options,
+        **reach,
     )
 
 

@@ -82,8 +82,10 @@ def status(engine: Engine, request: Request) -> None:
 
 
 def _unpublish(engine: Engine, network: Network, endpoint: Endpoint) -> None:
-    if endpoint.ports:
-        engine.unpublish(endpoint.namespace, [str(port) for port in endpoint.ports], network=network.id, interface=endpoint.interface)
+    """The interface itself goes next, most of the time: what is left to be forgotten is forgotten with it."""
+    ports = [str(port) for port in endpoint.ports]
+    if ports:
+        engine.unpublish(endpoint.namespace, ports, network=network.id, interface=endpoint.interface, ending=True)
 
 
 def ports_asked(request: Request) -> list[PublishedPort]:

@@ -45,4 +45,4 @@ def _read(request: Request) -> tuple[InterfaceConfiguration, Scheme]:
 
 
 def _wanted(request: Request, configuration: InterfaceConfiguration, scheme: Scheme) -> NetworkRequest:
-    return networks.requested(request.network, "bridge", scheme, mtu=configuration.mtu, masquerade=configuration.ip_masq)
+    return networks.requested(request.network, "bridge", scheme, mtu=configuration.mtu, **configuration.reach())
