@@ -48,7 +48,7 @@ def _leave(engine: Engine, name: str, leaving: list[Endpoint]) -> list[AtollErro
     others = [endpoint for endpoint in engine.state.endpoints_of(name) if endpoint.id not in ids]
     try:
         if namespace is not None and namespace.kind == "adopted" and namespace.source.startswith(f"{networks.PODMAN}:") and not others:
-            engine.remove_namespace(name)
+            engine.remove_namespace(name, ending=True)
             return []
     except AtollError as error:
         return [error]
