@@ -72,7 +72,9 @@ def _netavark(engine: Engine, call: Call, arguments: Arguments) -> Answer:
             _update(engine, arguments)
             return Answer()
         case "firewall-reload" | "firewalld-reload":
-            engine.repair(namespaces=(), links=False)
+            _, errors = engine.repair(namespaces=(), links=False)
+            if errors:
+                raise errors[0]
             return Answer(stderr=_said(call, "netavark::commands::firewall_reload", "Successfully reloaded firewall rules"))
     _check_surroundings(call, arguments)
     container = words.decode(_input(call, arguments), words.Container, "network options")
