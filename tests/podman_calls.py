@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,13 +12,22 @@ import msgspec
 from atoll.frontends import netavark
 from atoll.frontends.call import Answer, Call
 from atoll.kernel import netns
+from tests.support import Inside
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from atoll import Engine
+    from atoll.model import Endpoint
 
 COMMON: Final = ("--config", "/run/containers/networks", "--rootless=false", "--aardvark-binary=/usr/lib/podman/aardvark-dns")
+
+#: Of a network with both families, and of one with two subnets.
+DUAL: dict[str, Any] = {
+    "subnets": [{"subnet": "10.89.0.0/24", "gateway": "10.89.0.1"}, {"subnet": "fd89::/64", "gateway": "fd89::1"}],
+    "ipv6_enabled": True,
+}
+TWO: dict[str, Any] = {"subnets": [{"subnet": "10.89.0.0/24", "gateway": "10.89.0.1"}, {"subnet": "10.89.9.0/24", "gateway": "10.89.9.1"}]}
 
 
 def network(name: str = "web", subnet: str = "10.89.0.0/24", gateway: str = "10.89.0.1", **changes: Any) -> dict[str, Any]:
@@ -94,3 +104,28 @@ def end(path: str) -> None:
     """Remove a namespace as Podman does."""
     netns.unmount(path)
     os.unlink(path)
+
+
+# --- what is so afterwards ------------------------------------------------------------------------------------------------------------
+
+
+def inside(engine: Engine, *argv: str, name: str = "c1") -> str:
+    """What `ip` says in a container, or on the host for the empty name."""
+    return Inside(engine, name).run(lambda: subprocess.run(["ip", *argv], capture_output=True, text=True, check=True).stdout)
+
+
+def host_links(engine: Engine) -> set[str]:
+    return set(engine.links())
+
+
+def only(engine: Engine) -> Endpoint:
+    (endpoint,) = engine.state.endpoints.values()
+    return endpoint
+
+
+def nothing_is_left(engine: Engine) -> None:
+    engine.settle()
+    assert not engine.state.namespaces
+    assert not engine.state.networks
+    assert host_links(engine) <= {"lo", "parent0", "parent1"}
+    assert not engine.differences()

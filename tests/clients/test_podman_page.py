@@ -1,28 +1,24 @@
-"""The how-to about Podman does what it says, with the real Podman."""
+"""The how-to for Podman does what it says, with the real Podman, on a host where Atoll was never before."""
 
 from __future__ import annotations
 
-import time
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.clients.podman_host import podman_host
 from tests.docs import pages
+from tests.docs.shell import Shell
 
-#: Commands that only look at what may not be there yet, and how long they may look (seconds).
-_LOOKS = ("curl ", "atoll ns ls", "atoll network ls", "podman exec ", "atoll run ", "atoll ns exec ")
-_PATIENCE = 10.0
+if TYPE_CHECKING:
+    from pathlib import Path
+
+with_podman = [page for page in pages.PAGES if pages.needs_podman(page)]
 
 
-def test_the_commands_of_the_page_about_podman_print_what_it_says() -> None:
-    page = pages.ROOT / "docs/howto/podman.md"
-    with podman_host() as there:
+@pytest.mark.parametrize("page", with_podman, ids=pages.name)
+def test_the_commands_of_a_page_print_what_the_page_says(page: Path) -> None:
+    with podman_host() as there, Shell(enter=there.host.enter) as shell:
         for step in pages.steps(page):
-            end = time.monotonic() + _PATIENCE
-            while True:
-                _, output, words = there.host.runner(["bash", "-c", f"PATH={there.path}\n{step.command}"])
-                if step.expected is None or pages.matches(step.expected, output + words):
-                    break
-                if not step.command.startswith(_LOOKS) or time.monotonic() > end:
-                    pytest.fail(f"{page}:{step.line}: {step.command}\n{output}{words}--- the page says\n{step.expected}", pytrace=False)
-                time.sleep(0.1)
+            if wrong := shell.follow(step):
+                pytest.fail(f"{pages.name(page)}:{step.line}: {wrong}", pytrace=False)

@@ -104,6 +104,11 @@ def needs_docker(page: Path) -> bool:
     return any(step.command.startswith("docker ") for step in steps(page))
 
 
+def needs_podman(page: Path) -> bool:
+    """Whether Podman must be on the host, and nothing of the machine's (tests/clients)."""
+    return any(step.command.startswith(("podman ", "atoll podman ")) for step in steps(page))
+
+
 def is_for_root(page: Path) -> bool:
     """Whose commands a page shows; one page shows one person's."""
     prompts = {line[0] for block in blocks(page) if block.kind == "console" for line in block.text.splitlines() if line[:2] in ("# ", "$ ")}

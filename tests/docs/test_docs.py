@@ -14,7 +14,8 @@ from tests.docs import pages
 from tests.docs.pages import ROOT
 from tests.docs.shell import Shell
 
-with_commands = [page for page in pages.PAGES if pages.has(page, "console") and not pages.needs_docker(page)]
+with_clients = [page for page in pages.PAGES if pages.needs_docker(page) or pages.needs_podman(page)]
+with_commands = [page for page in pages.PAGES if pages.has(page, "console") and page not in with_clients]
 with_python = [page for page in pages.PAGES if pages.has(page, "python")]
 
 

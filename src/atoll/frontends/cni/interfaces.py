@@ -54,13 +54,18 @@ class InterfaceConfiguration(Common, frozen=True):
         return self.runtime.mac or self.args.cni.mac or request.environment.arguments.get("MAC", "")
 
 
-def attach(engine: Engine, request: Request, network: Network, scheme: Scheme, **options: Any) -> Endpoint:
-    """Connect the container, with the scheme's addresses and routes. `options` are further ones of `connect`."""
+def attach(engine: Engine, request: Request, network: Network, scheme: Scheme, *, mtu: int = 0, **options: Any) -> Endpoint:
+    """Connect the container, with the scheme's addresses and routes. `mtu` is asked for this one, should the network have another;
+    `options` are further ones of `connect`."""
     chosen = choose(engine, network, scheme)
     default, routes = _ways(network, scheme, chosen)
     # What the caller says of default routes goes before what the scheme says.
     options = dict[str, Any](default_route=default, routes=routes) | options
-    return attachments.attach(engine, request, network, addresses=[str(value) for value in chosen], **options)
+    endpoint = attachments.attach(engine, request, network, addresses=[str(value) for value in chosen], **options)
+    if mtu not in (0, network.mtu):
+        with attachments.kept_if_whole(engine, network, endpoint):
+            endpoint = engine.retune(network.id, endpoint.namespace, mtu=mtu, interface=endpoint.interface)
+    return endpoint
 
 
 def choose(engine: Engine, network: Network, scheme: Scheme) -> list[ipam.Address]:
@@ -120,7 +125,7 @@ def result(engine: Engine, request: Request, network: Network, endpoint: Endpoin
     if network.driver == "bridge":
         near = rtnl.parse_link(engine.host.rtnl.ask(rtnl.get_link(endpoint.host_interface)).body)
         interfaces.append(Interface(near.name, mac=near.mac, mtu=near.mtu))
-    interfaces.append(Interface(endpoint.interface, mac=endpoint.mac, mtu=network.mtu, sandbox=request.environment.netns))
+    interfaces.append(Interface(endpoint.interface, mac=endpoint.mac, mtu=endpoint.mtu or network.mtu, sandbox=request.environment.netns))
     position = len(interfaces) - 1
     ips = tuple(Ip(text, gateway=_gateway(network, scheme, text), interface=position) for text in endpoint.addresses)
     made = Result(interfaces=tuple(interfaces), ips=ips, routes=scheme.routes, dns=dns)

@@ -138,9 +138,9 @@ def _connect(engine: Engine, network: Network, namespace: Namespace, wanted: Att
     try:
         made = connect()
     except Conflict:
-        # What stands in the way may have ended a moment ago, with its container.
-        if not engine.release_vanished():
-            raise
+        # What stands in the way may have ended a moment ago: another container, or this one's former interface.
+        engine.release_vanished()
+        engine.settle()
         made = connect()
     undo.callback(_quietly, lambda: engine.disconnect(network.name, namespace.name))
     return made
