@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from atoll.frontends.docker import follow, stale
-from atoll.frontends.docker.api import Container, DockerNetworkThere
+from atoll.frontends.docker.api import Container, DockerNetworkThere, EndpointThere
 from tests.kernel.dockerd import Dockerd, endpoint_id, left, network_id, ports
 
 if TYPE_CHECKING:
@@ -104,6 +104,12 @@ def test_a_network_that_we_lost_is_made_again_as_it_was(dockerd: Dockerd) -> Non
     assert dockerd.door.network(network_id(3)).internal
     # Its containers can't be put back from here.
     assert compare(dockerd, networks).bare == {endpoint_id(11), endpoint_id(12), endpoint_id(21)}
+
+
+def test_an_endpoint_that_is_in_no_container_needs_no_restart(dockerd: Dockerd) -> None:
+    (there,) = shown(dockerd, 1)
+    ends = {f"ep-{endpoint_id(99)}": EndpointThere(endpoint_id(99)), CONTAINER: EndpointThere(endpoint_id(98))}
+    assert compare(dockerd, [msgspec.structs.replace(there, endpoints=ends)]).bare == {CONTAINER}
 
 
 def test_a_network_gets_docker_s_name_and_usable_labels(dockerd: Dockerd) -> None:

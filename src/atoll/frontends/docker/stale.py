@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DRIVER: Final = "atoll"
 _OWNER: Final = owner("")
 _SOURCE: Final = "docker:"
+#: What Docker lists an endpoint under that is in no sandbox, as one that is being made or was left over.
+_NO_CONTAINER: Final = "ep-"
 
 
 class Item(NamedTuple):
@@ -182,6 +184,8 @@ def _bare(door: Door, there: There) -> set[str]:
         if network.driver != DRIVER:
             continue
         for container, end in (network.endpoints or {}).items():
+            if container.startswith(_NO_CONTAINER):
+                continue
             record = door.records.endpoints.get(end.endpoint)
             if record is None or (record.joined and attached(door.engine, record) is None):
                 found.add(container)
