@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from atoll.errors import Denied, Invalid, NotFound
+from atoll.errors import Denied, Failed, Invalid, NotFound
 from atoll.frontends import forwarder
 from tests.daemon.doors import KINDS, EchoDaemon, execute, made
 from tests.daemon.processes import NOBODY
@@ -282,6 +282,17 @@ def test_what_cannot_be_placed_is_refused_and_changes_nothing(host: None, folder
             forwarder.place(path, door)
         assert type(caught.value).__module__ == "atoll.errors"
     assert not (folders / "x").exists()
+
+
+def test_a_replaced_file_stays_when_ours_cannot_be_put_there(host: None, folders: Path) -> None:
+    folder = folders / "opt"
+    folder.mkdir()
+    (folder / "bridge").write_text("theirs")
+    (folders / "state").write_text("a file where the folder should be")
+    with pytest.raises(Failed, match="putting a forwarder at"):
+        forwarder.place(str(folder / "bridge"), "cni")
+    assert (folder / "bridge").read_text() == "theirs"
+    assert [path.name for path in folder.iterdir()] == ["bridge"]
 
 
 def test_a_run_folder_that_no_socket_fits_in_is_refused(host: None, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
