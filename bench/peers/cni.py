@@ -118,8 +118,7 @@ def storm(cni: Cni, count: int) -> Sample:
             begin = time.perf_counter()
             done = list(threads.map(cni.add, prepared))
             elapsed = time.perf_counter() - begin
-        for attachment in done:
-            cni.delete(attachment)
+            list(threads.map(cni.delete, done))
         return [elapsed]
 
     return sample

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.clients.cni_hosts import FOLDER, ContainerdHost, containerd_host, podman_with_cni
+from tests.docs.pages import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,12 +73,14 @@ def test_podman_switches_over_and_back(podman: PodmanHost) -> None:
 
     podman.serve("left", "-p", "8082:80")
     podman.atoll("cni", "uninstall")
+    assert "/var/lib/cni/networks/podman/10.88.0.4" in podman.host.run("sh", "-c", "echo /var/lib/cni/networks/podman/*").split()
     answers(podman, "left", "127.0.0.1:8082")
     podman.serve("again", "-p", "8080:80")
     answers(podman, "again", "127.0.0.1:8080")
     assert len(links(podman.host, "veth")) == 1
     podman.podman("rm", "-f", "-t", "0", "left")
     podman.host.wait_for("Atoll to let go of it", lambda: not namespaces(podman))
+    assert "10.88.0.4" not in podman.host.run("ls", "/var/lib/cni/networks/podman").split()
     assert podman.host.run("ls", "-A", FOLDER) == podman.host.run("ls", "-A", "/run/plugins")
     assert ".atoll-replaced" not in podman.host.run("ls", "-A", FOLDER)
 
@@ -164,3 +169,22 @@ def test_containerd_with_the_reference_plugins_configuration(containerd: Contain
     containerd.remove("new")
     # `ctr` says nothing to CNI when a detached task is deleted.
     containerd.host.wait_for("it to be let go", lambda: links(containerd.host, "atv") == namespaces(containerd) == [])
+
+
+# --- the documentation ---------------------------------------------------------------------------------------------------------------
+
+
+def type_in(host: Host, kind: str) -> None:
+    """The commands of the how-to that need this runtime, as a reader types them."""
+    text = (ROOT / "docs" / "howto" / "cni.md").read_text()
+    (block,) = re.findall(rf"^```shell {kind}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    for command in block.splitlines():
+        host.run("sh", "-c", f"PATH={sys.prefix}/bin:$PATH; {command}")
+
+
+def test_the_how_to_with_podman(podman: PodmanHost) -> None:
+    type_in(podman.host, "podman")
+
+
+def test_the_how_to_with_containerd(containerd: ContainerdHost) -> None:
+    type_in(containerd.host, "containerd")

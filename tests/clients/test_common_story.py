@@ -64,7 +64,7 @@ class Everyone:
     def state(self) -> State:
         """What the kernel holds of the host, and of all namespaces that have names there; what Docker counts and makes anew aside."""
         shell = Shell()
-        shell.prefix = tuple(self.host._enter)
+        shell.prefix = tuple(self.host.enter)
         return dict(json.loads(_COUNTED.sub('"counter": null', json.dumps(comparable(exact(read(shell)))))))
 
     def within(self, name: str) -> list[str]:

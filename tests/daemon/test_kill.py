@@ -172,6 +172,15 @@ def scenes(pid: int) -> dict[str, Scene]:
             [disconnect("web", "p1")],
             [create_network("web", 2), adopt_namespace("p1", pid=pid)],
         ),
+        "network with a parent that is made": Scene(
+            [create_network("lan", 2, driver="macvlan", options={})],
+            [remove_network("lan")],
+        ),
+        "endpoint with routes that end": Scene(
+            [connect("web", 2, "p1", 21, routes=[{"destination": "10.77.0.0/16", "kind": "blackhole"}, {"destination": "10.78.0.0/16"}])],
+            [disconnect("web", "p1")],
+            [create_network("web", 2, isolation="open", routes=[{"destination": "fd77::/16"}]), adopt_namespace("p1", pid=pid)],
+        ),
         "further bridge": Scene(
             [create_network("web", 2, icc=False, guard=False), connect("web", 2, "r1", 21), connect("web", 2, "r2", 22)],
             [disconnect("web", "r2"), disconnect("web", "r1"), remove_network("web")],

@@ -47,6 +47,7 @@ def test_it_joins_a_network_that_is_there(door: Door, container: Callable[..., A
     door.engine.create_network("web", subnets=["10.7.0.0/24"], gateways=["10.7.0.254"])
     result = door.add(web(), container())
     assert result["ips"] == [{"address": "10.7.0.1/24", "gateway": "10.7.0.254", "interface": 2}]
+    assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.7.0.254"}]
     assert result["dns"] == {"nameservers": ["10.7.0.254"], "search": ["web.atoll"]}
     assert door.engine.state.network("web").labels == {}
 
@@ -171,3 +172,27 @@ def test_one_chain_or_one_plugin_make_the_same(door: Door, container: Callable[.
         door.delete(network, attachment)
     assert made[0] == made[1]
     assert not door.engine.state.endpoints
+
+
+def test_a_configuration_that_was_changed_counts_as_soon_as_nobody_is_on_the_network(
+    door: Door, container: Callable[..., Attachment]
+) -> None:
+    before, after = (web(network={"subnets": [subnet]}) for subnet in ("10.8.0.0/24", "10.9.0.0/24"))
+    one, other = container("c1"), container("c2")
+    door.add(before, one)
+    with pytest.raises(CniError, match="other subnets"):
+        door.add(after, other)
+    door.delete(before, one)
+    door.status(after)
+    assert door.add(after, other)["ips"][0]["address"] == "10.9.0.2/24"
+
+
+def test_an_mtu_is_each_containers_own(door: Door, container: Callable[..., Attachment]) -> None:
+    described = {"subnets": ["10.8.0.0/24"]}
+    results = [door.add(web(network=described, **said), container(name)) for name, said in (("c1", {}), ("c2", {"mtu": 1300}))]
+    assert [result["interfaces"][-1]["mtu"] for result in results] == [1500, 1300]
+    found = json.loads(subprocess.check_output(["ip", "-n", "c2", "-j", "link", "show", "eth0"]))
+    assert found[0]["mtu"] == 1300
+    with pytest.raises(CniError, match="out of range"):
+        door.add(web(network=described, mtu=20), container("c3"))
+    assert not door.engine.state.owned("cni:c3/eth0")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,6 +217,40 @@ def test_what_was_changed_outlives_a_restart(host: None, tmp_path: Path) -> None
         assert "mtu 1400" in Shell().run("ip -n r1 link show eth0")
 
 
+CHANGES = {
+    "set_rates": 'ingress_rate="2gbit", egress_rate=""',
+    "set_rates too": 'ingress_rate="", egress_rate="2gbit"',
+    "retune": 'mac="02:00:00:00:00:bb", mtu=1400',
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_death_at_any_step_of_a_change_leaves_the_one_or_the_other(host: None, tmp_path: Path, change: str) -> None:
+    verb = change.split()[0]
+    program = f"from atoll.engine import Engine\nEngine.open({str(tmp_path)!r}).{verb}('net', 'r1', {CHANGES[change]})"
+    with Engine.open(tmp_path) as engine:
+        engine.create_network("net", subnets=["10.1.0.0/24", "fd01::/64"])
+        engine.create_namespace("r1")
+    for step in range(1, 50):
+        with Engine.open(tmp_path) as engine:
+            before = engine.connect("net", "r1", mac="02:00:00:00:00:aa", ingress_rate="1gbit", egress_rate="1gbit")
+        environment = os.environ | {"ATOLL_FAULT": f"{verb}:{step}"}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False, timeout=60)
+        with Engine.open(tmp_path) as engine:
+            assert said(engine) == []
+            after = engine.state.endpoint(engine.state.network("net"), "r1")
+            shown = Shell().run(f"tc qdisc show dev {after.host_interface}; ip link show type ifb")
+            assert ("ingress" in shown, after.shaper in shown) == (bool(after.egress_rate),) * 2
+            engine.disconnect("net", "r1")
+            engine.settle()
+        if done.returncode == 0:
+            assert after != before
+            assert step > 3
+            return
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    raise AssertionError("it never ends")
+
+
 # --- host ports that are chosen ------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +298,24 @@ def test_a_choice_that_means_nothing_is_refused(engine: Engine, spec: str) -> No
     engine.create_namespace("r1")
     with left_as_it_was(engine), pytest.raises(Invalid):
         engine.connect("net", "r1", publish=[spec])
+
+
+def test_a_port_is_taken_back_once(engine: Engine) -> None:
+    engine.create_network("net")
+    engine.create_namespace("r1")
+    engine.connect("net", "r1", publish=["80:80"])
+    with left_as_it_was(engine), pytest.raises(Conflict, match="named twice"):
+        engine.unpublish("r1", ["80:80", "80:80"])
+
+
+def test_what_someone_else_sets_up_is_not_retuned(engine: Engine) -> None:
+    engine.create_network("net")
+    engine.create_external("c1", source="docker:c1")
+    engine.connect("net", "c1")
+    with left_as_it_was(engine), pytest.raises(Invalid, match="c1 is set up by someone else"):
+        engine.retune("net", "c1", mtu=1400)
+    engine.set_rates("net", "c1", egress_rate="1mbit")
+    assert said(engine) == []
 
 
 def test_an_endpoint_that_is_not_there_is_not_changed(engine: Engine) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from atoll.cli import output
+from atoll.cli import client, output
 from atoll.errors import AtollError, Conflict, Denied, Failed
 from atoll.model import PREDEFINED, check_name
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _FOLDERS: Final = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 _CONFIGURATIONS: Final = "/etc/cni/net.d"
 _FILE: Final = "10-atoll.conflist"
+#: Where the reference host-local keeps who has which address.
+_LEASES: Final = "/var/lib/cni/networks"
 #: libcni reads the first key only by name, so a list may say where it comes from.
 _MARK: Final = "written by atoll cni install"
 _CAPABILITIES: Final = ("portMappings", "bandwidth", "ips", "ipRanges", "mac", "aliases", "dns")
@@ -50,7 +52,11 @@ def install(folders: tuple[str, ...], network: str, replace: bool, dry_run: bool
     text = _configuration(network) if network else ""
     if text:
         _check_place(text)
-    for folder in _folders(folders) or _FOLDERS[:1]:
+    places = _folders(folders) or _FOLDERS[:1]
+    if not dry_run:
+        for folder in [*places, *([_folder()] if text else [])]:
+            _check_writable(folder)
+    for folder in places:
         for name in _names(folder, replace=replace):
             path = os.path.join(folder, name)
             if dry_run:
@@ -74,11 +80,14 @@ def install(folders: tuple[str, ...], network: str, replace: bool, dry_run: bool
 def uninstall(folders: tuple[str, ...], dry_run: bool) -> None:
     """Take Atoll's plugins and its configuration away, and put back what stood in their places.
 
-    Containers that are running keep their networks until they end.
+    Containers that are running keep their networks until they end, and the plugin host-local, if it is put back, is told their addresses.
     """
     from atoll.frontends import forwarder
 
     configuration = _place()
+    chooser = any(forwarder.replaced(os.path.join(folder, "host-local")) for folder in _folders(folders))
+    if chooser and not dry_run:
+        _leave_leases()
     for folder in _folders(folders):
         for name in _every_name():
             path = os.path.join(folder, name)
@@ -131,6 +140,16 @@ def _folders(given: Sequence[str]) -> list[str]:
     return sorted(there.values(), key=_FOLDERS.index)
 
 
+def _check_writable(folder: str) -> None:
+    """Before anything is put anywhere: a folder, or the nearest one above it that there is, can be written to."""
+    above = folder
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above) or not os.access(above, os.W_OK):
+        what = f"may not write to {folder}" if os.path.isdir(above) else f"{above} is not a folder"
+        raise Denied(what, "run as root, or name another folder: --dir DIR")
+
+
 def _every_name() -> list[str]:
     """All names that Atoll answers to, its own first."""
     from atoll.frontends.cni.plugins import PLUGINS
@@ -155,6 +174,20 @@ def _state(folder: str, name: str) -> dict[str, str]:
     ours = forwarder.is_ours(path)
     served = f"atoll ({forwarder.kind(path)})" if ours else "its own program" if os.path.lexists(path) else "nobody"
     return {"path": path, "served_by": served, "kept": forwarder.replaced(path)}
+
+
+def _leave_leases() -> None:
+    """So that no new container gets the address of one that goes on; it goes when that one is deleted."""
+    for namespace in client.get("/v1/namespaces"):
+        for end in namespace["endpoints"]:
+            container, _, interface = str(end["owner"]).removeprefix("cni:").partition("/")
+            if end["owner"].startswith("cni:"):
+                folder = os.path.join(_LEASES, end["network"])
+                with _said(f"writing to {folder}"):
+                    os.makedirs(folder, mode=0o755, exist_ok=True)
+                    for address in end["addresses"]:
+                        with open(os.path.join(folder, address.partition("/")[0]), "w", encoding="utf-8") as file:
+                            file.write(f"{container}\r\n{interface}")
 
 
 # --- configurations ------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from atoll.frontends.cni.words import attachment_of
 from atoll.kernel import netns
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from atoll.engine import Engine
     from atoll.frontends.cni.words import Request
     from atoll.model import Endpoint, Namespace, Network
@@ -145,6 +147,16 @@ def detach(engine: Engine, network: Network, endpoint: Endpoint, *, ending: bool
             engine.remove_namespace(namespace.name, ending=ending)
             return
     engine.disconnect(network.id, endpoint.namespace, interface=endpoint.interface)
+
+
+@contextlib.contextmanager
+def kept_if_whole(engine: Engine, network: Network, endpoint: Endpoint) -> Iterator[None]:
+    """Detach the attachment when what is done to it in the block fails."""
+    try:
+        yield
+    except BaseException:
+        detach(engine, network, endpoint)
+        raise
 
 
 def collect(engine: Engine, request: Request) -> None:

@@ -34,6 +34,9 @@ def joined(engine: Engine, wanted: NetworkRequest, scheme: Scheme) -> Iterator[N
     """
     _check_name(wanted.name)
     there = network_named(engine, wanted.name)
+    if there is not None and _is_outdated(engine, there, wanted):
+        engine.remove_network(there.id)
+        there = None
     if there is not None:
         check_agrees(there, wanted)
         yield there
@@ -52,6 +55,8 @@ def check_ready(engine: Engine, wanted: NetworkRequest) -> None:
     """STATUS: whether an ADD could be served now. Raises `Refusal` with the spec's code."""
     _check_name(wanted.name)
     there = network_named(engine, wanted.name)
+    if there is not None and _is_outdated(engine, there, wanted):
+        return
     try:
         if there is None:
             engine.plan_create_network(**structs.asdict(wanted))
@@ -66,6 +71,18 @@ def check_ready(engine: Engine, wanted: NetworkRequest) -> None:
                 raise Refusal(
                     NOT_READY, f"network {wanted.name} has no free IPv{version} address", "delete containers, or use a larger subnet"
                 )
+
+
+def _is_outdated(engine: Engine, network: Network, wanted: NetworkRequest) -> bool:
+    """Whether a network is of a configuration that has been changed since, and nobody is on it: then the new one counts."""
+    used = engine.state.count_on(network) or any(held == network.id for held, _ in engine.state.holds)
+    if used or network.labels.get(DOOR_LABEL) != "cni":
+        return False
+    try:
+        check_agrees(network, wanted)
+    except Conflict:
+        return True
+    return False
 
 
 def check_agrees(network: Network, wanted: NetworkRequest) -> None:

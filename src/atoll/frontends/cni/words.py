@@ -111,7 +111,7 @@ def attachment_of(owner: str) -> tuple[str, str]:
 def version_said(stdin: bytes) -> str:
     """The version that an answer to this input is in, however bad the rest is."""
     try:
-        found = convert(Common, _decode(stdin)).cni_version
+        found = _value(_decode(stdin), "cniVersion")
     except Refusal:
         return VERSIONS[-1]
     return found if found in VERSIONS else VERSIONS[-1]

@@ -69,10 +69,9 @@ def here(door: Door) -> set[Item]:
     found |= {Item("orphan", end.id) for end in engine.state.owned_by(_OWNER) if end.owner.removeprefix(_OWNER) not in records.endpoints}
     found |= {Item("namespace", ns.name) for ns in engine.namespaces() if ns.is_external and ns.source.startswith(_SOURCE)}
     found |= {Item("hold", address, network) for (network, address), holder in engine.state.holds.items() if holder == HOLDER}
-    for pool in records.pools.values():
-        if not pool.network:
-            found |= {Item("lease", address, pool.id) for address in engine.leases(pool.id)}
-    return found
+    # Of a pool that was recorded and not opened, as when we were killed between the two, there are no leases.
+    opened = {pool.name for pool in engine.pools()} & set(records.pools)
+    return found | {Item("lease", address, pool) for pool in opened for address in engine.leases(pool)}
 
 
 class Missing(NamedTuple):

@@ -136,7 +136,7 @@ class Watch:
                 self._look_at_files()
             elif event.action == "connect" and container:
                 # Docker says nothing about a container while it starts it, and its file is written before it runs.
-                self._ask(container, event.actor.id)
+                self._spawn(self._ask(container, event.actor.id))
                 self._look("container", container)
             elif event.action == "disconnect" and container in self._files:
                 self._look("container", container)
@@ -200,17 +200,23 @@ class Watch:
 
     # --- names inside containers ---
 
-    def _ask(self, container: str, network: str) -> None:
-        """A container that is about to start, or that runs, is on one of our networks from now on."""
-        servers = self._servers.get(network, ())
-        if not servers or self._info is None:
-            return
-        path = f"{self._info.root}/containers/{container}/resolv.conf"
+    async def _ask(self, container: str, network: str) -> None:
+        """A container that is about to start, or that runs, is on a network from now on."""
+        servers = self._servers.get(network)
+        if servers is None:  # a network that was made a moment ago, or none of ours
+            servers = await self._on_engine(lambda: follow.servers_of(self._door, network))
+        if servers and self._info is not None:
+            self._servers[network] = servers
+            path = f"{self._info.root}/containers/{container}/resolv.conf"
+            if container in self._files or not self._asks_us(path):
+                self._asks.setdefault(container, {})[network] = servers
+                self._point(container, path)
+
+    def _asks_us(self, path: str) -> bool:
+        """Whether a file that Docker alone has written yet names a gateway of ours: its user did, with `--dns`."""
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-            if set(nameservers(file.read())) & set().union(*self._servers.values()) and container not in self._files:
-                return  # its user named a gateway with --dns
-        self._asks.setdefault(container, {})[network] = servers
-        self._point(container, path)
+            return not set().union(*self._servers.values()).isdisjoint(nameservers(file.read()))
+        return False
 
     def _point(self, container: str, path: str) -> None:
         servers = tuple(dict.fromkeys(server for found in self._asks.get(container, {}).values() for server in found))
@@ -242,6 +248,17 @@ class Watch:
     # --- comparing ---
 
     async def _compare(self) -> None:
+        """Until it could be done."""
+        while True:
+            try:
+                await self._compared()
+            except AtollError as error:
+                log.warning("comparing with Docker: %s", error)
+                await asyncio.sleep(_DOUBT)
+            else:
+                return
+
+    async def _compared(self) -> None:
         """Carry everything over; take away what Docker doesn't know, and make again what we don't."""
         assert self._docker is not None  # noqa: S101
         first = await self._missing()
@@ -250,6 +267,7 @@ class Watch:
                 await self._network(id_)
         for id_ in await self._docker.containers():
             self._look("container", id_)
+        self._look_at_files()
         if not (first.stale or first.lost or first.bare):
             return
         await asyncio.sleep(_DOUBT)

@@ -10,7 +10,7 @@ from msgspec import Struct, field, structs
 from atoll.engine.network_request import NetworkRequest
 from atoll.frontends.cni import interfaces, networks
 from atoll.frontends.cni.addressing import read_scheme
-from atoll.frontends.cni.attachments import detach, find, require
+from atoll.frontends.cni.attachments import find, kept_if_whole, require
 from atoll.frontends.cni.chained import fail
 from atoll.frontends.cni.interfaces import InterfaceConfiguration, attach, gc, result
 from atoll.frontends.cni.plugins import bandwidth, portmap
@@ -66,6 +66,7 @@ def add(engine: Engine, request: Request) -> Result:
             request,
             network,
             scheme,
+            mtu=configuration.mtu,
             mac=configuration.mac(request),
             aliases=runtime.aliases_on(request.network),
             publish=[str(port) for port in ports if port.host_ip not in _WILDCARDS or network.has(_WILDCARDS[port.host_ip])],
@@ -75,11 +76,8 @@ def add(engine: Engine, request: Request) -> Result:
             default_route=True,
         )
         if tuning != Tuning():
-            try:
+            with kept_if_whole(engine, network, endpoint):
                 engine.tune(network.id, endpoint.namespace, tuning, interface=endpoint.interface)
-            except BaseException:
-                detach(engine, network, endpoint)
-                raise
         dns = _dns(network, configuration)
         return result(engine, request, network, endpoint, scheme, dns=dns, bridge=network.driver == "bridge")
 

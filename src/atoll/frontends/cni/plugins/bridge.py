@@ -59,7 +59,7 @@ def add(engine: Engine, request: Request) -> Result:
     with networks.joined(engine, _wanted(engine, request, configuration, scheme), scheme) as network:
         if configuration.is_default_gateway:
             scheme = _with_defaults(scheme)
-        endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
+        endpoint = attach(engine, request, network, scheme, mtu=configuration.mtu, mac=configuration.mac(request))
         dns = configuration.dns if configuration.dns != Dns() else scheme.dns
         return result(engine, request, network, endpoint, scheme, dns=dns, bridge=True)
 

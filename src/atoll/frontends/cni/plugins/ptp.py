@@ -28,7 +28,7 @@ __all__ = ["add", "check", "delete", "gc", "status"]
 def add(engine: Engine, request: Request) -> Result:
     configuration, scheme = _read(request)
     with networks.joined(engine, _wanted(request, configuration, scheme), scheme) as network:
-        endpoint = attach(engine, request, network, scheme, mac=configuration.mac(request))
+        endpoint = attach(engine, request, network, scheme, mtu=configuration.mtu, mac=configuration.mac(request))
         dns = configuration.dns if configuration.dns != Dns() else scheme.dns
         return result(engine, request, network, endpoint, scheme, dns=dns, bridge=False)
 
