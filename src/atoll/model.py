@@ -315,6 +315,10 @@ class Tuning(Struct, frozen=True, omit_defaults=True):
     mtu: int = 0
 
 
+#: Nothing is asked. The very value, as what is a default is only left out of a record if it is that one.
+UNTUNED: Final = Tuning()
+
+
 class AddressPool(Struct, frozen=True, omit_defaults=True):
     """Addresses that are leased without a network: a subnet, the parts of it that leases come from (none: all of it) as prefixes or
     FIRST-LAST, and addresses that are never leased. With `until_reboot` leases end when the machine does; `boot` is when they began."""
@@ -364,8 +368,8 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     ports: tuple[PublishedPort, ...] = ()
     ingress_rate: int = 0
     egress_rate: int = 0
-    tuning: Tuning = Tuning()
-    untuned: Tuning = Tuning()
+    tuning: Tuning = UNTUNED
+    untuned: Tuning = UNTUNED
     created: float = 0.0
     state: State = "pending"
 

@@ -134,12 +134,18 @@ class DockerHost:
             self.wait_for("everything of Docker's to be gone", lambda: not self.left())
         except pytest.fail.Exception as error:
             pytest.fail(f"{self.left()}\n{error}")
-        said: list[str] = []
+        said = ""
+
+        def fine() -> bool:
+            nonlocal said
+            said = self.atoll("doctor")
+            return "all is as" in said
+
         try:
             # Docker's rules are looked at a moment after the last network has gone.
-            self.wait_for("all to be as it should be", lambda: said.append(self.atoll("doctor")) or "all is as" in said[-1], 5)  # type: ignore[func-returns-value]
+            self.wait_for("all to be as it should be", fine, 5)
         except pytest.fail.Exception:
-            pytest.fail(said[-1])
+            pytest.fail(said)
 
     def lookup(self, container: str, name: str) -> list[str]:
         """What a container finds for a name, by what its resolv.conf says."""

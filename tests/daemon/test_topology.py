@@ -98,6 +98,23 @@ def test_down_removes_what_the_project_has_and_nothing_else(atoll: CommandLine) 
     assert atoll.says("down", "-f", file) == "nothing of shop is there\n"
 
 
+def test_what_is_there_of_every_kind_does_not_keep_diff_from_saying_the_commands(atoll: CommandLine) -> None:
+    docker = "com.docker.network.bridge."
+    atoll.says("network", "create", "lab", "-d", "macvlan")
+    atoll.says("network", "create", "wide", "--isolation", "open", "-o", f"{docker}gateway_mode_ipv4=routed", "--metric", "7")
+    atoll.says("network", "create", "kept", "-o", f"{docker}enable_ip_masquerade=false", "--route", "10.99.0.0/16")
+    atoll.says("ns", "create", "own")
+    for words in (["lab"], ["wide", "--route", "blackhole 10.98.0.0/16"], ["wide", "--ifname", "again", "--no-default-route"], ["kept"]):
+        atoll.says("connect", words[0], "own", *words[1:])
+    atoll.says("publish", "own", "0:80", "--network", "kept")
+    before = atoll.daemon.view()
+    said = atoll.says("diff", "-f", write(atoll, SHOP), "--commands")
+    assert "ip netns add shop-web" in said
+    assert atoll.daemon.view() == before
+    atoll.says("disconnect", "wide", "own", "--ifname", "again")
+    assert "is connected to wide by eth1, not by again" in atoll.fails(3, "disconnect", "wide", "own", "--ifname", "again")
+
+
 def test_what_the_file_no_longer_has_goes_unless_it_is_to_stay(atoll: CommandLine) -> None:
     atoll.says("up", "-f", write(atoll, SHOP))
     file = write(atoll, SHOP[: SHOP.index("  db:")])

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-#: A line on standard input is [fault, state, calls], and one on standard output what became of it.
+#: A line on standard input is [fault, state, calls], and one on standard output what became of it. An object among a call's words is what
+#: `tune` takes.
 _NURSERY: Final = """
 import importlib, json, os, sys
 from pathlib import Path
 from atoll import Engine, faults
 from atoll.engine.files import Files
+from atoll.model import Tuning
 for line in sys.stdin:
     fault, state, calls = json.loads(line)
     pid = os.fork()
@@ -28,7 +30,7 @@ for line in sys.stdin:
         importlib.reload(faults)
         with Engine.open(state, files=Files(Path(state) / "files")) as engine:
             for verb, words, options in calls:
-                getattr(engine, verb)(*words, **options)
+                getattr(engine, verb)(*(Tuning(**word) if isinstance(word, dict) else word for word in words), **options)
         os._exit(0)
     print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])), flush=True)
 """

@@ -12,6 +12,7 @@ from atoll.engine import Engine
 from atoll.frontends.docker import Door
 from atoll.frontends.docker.calls import METHODS, answer
 from atoll.frontends.docker.records import namespace_of
+from atoll.model import Route
 from tests.kernel.dockerd import Dockerd, endpoint_id, left, network_id, ports, sandbox_key
 from tests.kernel.kernel_state import Shell, differences, exact, read
 
@@ -28,10 +29,9 @@ def atolls(dockerd: Dockerd, number: int) -> Network:
     return dockerd.door.network(network_id(number))
 
 
-def settle_in(dockerd: Dockerd, joined: dict[str, Any], namespace: str) -> None:
+def settle_in(joined: dict[str, Any], namespace: str) -> None:
     """What Docker does with a link after Join."""
     name, address = joined["InterfaceName"], joined["Address"]
-    del dockerd
     Shell().run(
         f"ip link set {name['SrcName']} netns {namespace} name {name['DstPrefix']}0\n"
         f"ip -n {namespace} link set lo up\nip -n {namespace} link set eth0 address {joined['MacAddress']}\n"
@@ -45,7 +45,7 @@ def test_two_containers_and_a_process_of_atolls_reach_each_other_and_nothing_is_
     dockerd.create_network(1)
     for number in (1, 2):
         Shell().run(f"ip netns add box{number}")
-        settle_in(dockerd, dockerd.connect(1, number, number), f"box{number}")
+        settle_in(dockerd.connect(1, number, number), f"box{number}")
     network = atolls(dockerd, 1)
     engine.create_namespace("plain")
     engine.connect(network.name, "plain")
@@ -494,3 +494,50 @@ def test_a_session_of_dockerd_as_it_was_recorded(engine: Engine) -> None:
     assert {"8080:80/tcp", "127.0.0.1:8443:443/tcp", "9000-9002:9000-9002/udp"} in published
     assert any("7000:70/tcp" in ports and len(ports) == 6 for ports in published)
     assert left(Dockerd(engine)) == {}
+
+
+def test_macvlan_puts_containers_on_the_parents_network(dockerd: Dockerd, engine: Engine) -> None:
+    Shell().run("ip link add wan0 type veth peer name wan1\nip link set wan0 up\nip link set wan1 up\nip netns add box1")
+    dockerd.create_network(1, subnets=["10.44.0.0/24"], gateway="10.44.0.1", options={"driver": "macvlan", "parent": "wan0"})
+    joined = dockerd.connect(1, 1, 1)
+    spare = engine.links()[joined["InterfaceName"]["SrcName"]]
+    assert (spare.kind, spare.mac) == ("macvlan", joined["MacAddress"])
+    settle_in(joined, "box1")
+    ids = {"NetworkID": network_id(1), "EndpointID": endpoint_id(1)}
+    options = {"com.docker.network.portmap": ports((8080, 80))}
+    refused = dockerd.refused("NetworkDriver.ProgramExternalConnectivity", **ids, Options=options)
+    assert "driver macvlan can't publish ports" in refused
+    dockerd.disconnect(1, 1)
+    dockerd.remove_network(1)
+    Shell().run("ip netns delete box1")
+    assert left(dockerd) == {}
+    assert [name for name in engine.links() if name not in ("lo", "wan0", "wan1")] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "internal", "answer"),
+    [
+        ({"com.docker.network.container_iface_prefix": "net"}, False, {"DstPrefix": "net", "Gateway": "10.45.0.1"}),
+        ({"com.docker.network.bridge.inhibit_ipv4": "true"}, False, {"DstPrefix": "eth", "Gateway": "10.45.0.1"}),
+        ({"no-default-route": "true"}, False, {"DstPrefix": "eth", "DisableGatewayService": True}),
+        ({"com.docker.network.bridge.gateway_mode_ipv4": "routed"}, False, {"DstPrefix": "eth", "Gateway": "10.45.0.1"}),
+        ({"com.docker.network.bridge.gateway_mode_ipv4": "isolated"}, True, {"DstPrefix": "eth", "DisableGatewayService": True}),
+    ],
+)
+def test_what_a_network_is_like_is_said_at_join(dockerd: Dockerd, options: dict[str, str], internal: bool, answer: dict[str, Any]) -> None:
+    dockerd.create_network(1, subnets=["10.45.0.0/24"], options=options, internal=internal)
+    joined = dockerd.connect(1, 1, 1)
+    said = {"DstPrefix": joined["InterfaceName"]["DstPrefix"]} | {
+        name: joined[name] for name in ("Gateway", "DisableGatewayService") if name in joined
+    }
+    assert said == answer
+
+
+def test_the_routes_of_a_network_are_docker_to_set(dockerd: Dockerd, engine: Engine) -> None:
+    routes = [Route("10.99.0.0/16", "10.66.0.7"), Route("10.98.0.0/16"), Route("10.97.0.0/16", kind="blackhole")]
+    engine.create_network("front", subnets=["10.66.0.0/24"], routes=routes)
+    dockerd.create_network(1, ipam_options={"network": "front"})
+    assert dockerd.connect(1, 1, 1)["StaticRoutes"] == [
+        {"Destination": "10.99.0.0/16", "RouteType": 0, "NextHop": "10.66.0.7"},
+        {"Destination": "10.98.0.0/16", "RouteType": 1},
+    ]

@@ -300,6 +300,24 @@ def test_a_choice_that_means_nothing_is_refused(engine: Engine, spec: str) -> No
         engine.connect("net", "r1", publish=[spec])
 
 
+def test_a_port_is_taken_back_once(engine: Engine) -> None:
+    engine.create_network("net")
+    engine.create_namespace("r1")
+    engine.connect("net", "r1", publish=["80:80"])
+    with left_as_it_was(engine), pytest.raises(Conflict, match="named twice"):
+        engine.unpublish("r1", ["80:80", "80:80"])
+
+
+def test_what_someone_else_sets_up_is_not_retuned(engine: Engine) -> None:
+    engine.create_network("net")
+    engine.create_external("c1", source="docker:c1")
+    engine.connect("net", "c1")
+    with left_as_it_was(engine), pytest.raises(Invalid, match="c1 is set up by someone else"):
+        engine.retune("net", "c1", mtu=1400)
+    engine.set_rates("net", "c1", egress_rate="1mbit")
+    assert said(engine) == []
+
+
 def test_an_endpoint_that_is_not_there_is_not_changed(engine: Engine) -> None:
     engine.create_network("net")
     engine.create_namespace("r1")

@@ -12,6 +12,7 @@ import pytest
 
 from atoll import Engine
 from atoll.engine.files import Files
+from atoll.model import Tuning
 from tests.kernel.deaths import Call, Deaths, call
 from tests.others import Other, sh
 from tests.support import Inside
@@ -70,6 +71,14 @@ BOX = [
     call("connect", "web", "box", addresses=["10.1.0.9", "fd01::9"], publish=["81:80"]),
 ]
 
+TUNED = {
+    "settings": {"net/core/somaxconn": "77", "net/ipv4/conf/eth0/arp_filter": "1"},
+    "promisc": True,
+    "queue": 55,
+    "mac": "02:00:00:00:00:99",
+    "mtu": 1400,
+}
+
 CHANGES = {
     "external": Change([WEB], BOX[0], [call("remove_namespace", "box")]),
     "endpoint of an external one": Change(
@@ -114,6 +123,9 @@ CHANGES = {
         call("connect", "web", "r1", addresses=["10.1.0.9", "fd01::9"], holder="docker"),
         [call("disconnect", "web", "r1"), call("hold_address", "web", "docker", "10.1.0.9")],
     ),
+    "tuning": Change([WEB, *R1], call("tune", "web", "r1", TUNED), [call("untune", "web", "r1")]),
+    "tuning back": Change([WEB, *R1, call("tune", "web", "r1", TUNED)], call("untune", "web", "r1"), [call("tune", "web", "r1", TUNED)]),
+    "isolation": Change([WEB, *R1], call("set_isolation", "web", "open"), [call("set_isolation", "web", "strict")]),
     "pool": Change([], call("open_pool", "p", "10.7.0.0/24", ["10.7.0.16/28"]), [call("close_pool", "p")]),
     "closing": Change(
         [call("open_pool", "p", "10.7.0.0/24"), call("lease", "p", "a", "10.7.0.9")],
@@ -147,7 +159,7 @@ def test_death_at_any_step(host: None, tmp_path: Path, name: str) -> None:
             """What there is when these are done; nothing may be amiss."""
             with Engine.open(state, files=Files(state / "files")) as engine:
                 for verb, words, options in map(filled, calls):
-                    getattr(engine, verb)(*words, **options)
+                    getattr(engine, verb)(*(Tuning(**word) if isinstance(word, dict) else word for word in words), **options)
                 assert engine.differences() == []
                 return world(engine)
 

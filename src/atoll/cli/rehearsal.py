@@ -15,7 +15,7 @@ from atoll.engine.network_request import HostFacts, NetworkRequest
 from atoll.errors import BY_NAME, AtollError, Failed
 from atoll.kernel import netlink, rtnl
 from atoll.lab import private
-from atoll.model import PREDEFINED
+from atoll.model import PREDEFINED, Route
 from atoll.topology import EngineHost, carry_out
 from atoll.topology.difference import Disconnect, RemoveNamespace, RemoveNetwork, StartProgram, StopProgram, Unpublish
 
@@ -137,7 +137,9 @@ def _stand_ins(changes: Sequence[Change], current: Current, links: dict[str, rtn
     """Interfaces of the host that networks hang on and that aren't ours: bridges of the same name do for them."""
     from atoll.topology.difference import CreateNetwork
 
-    wanted = {view.get("parent", "") for view in current.networks}
+    # A parent that leads nowhere comes with the first network on it.
+    made = {view["parent"] for view in current.networks if view.get("made_parent") and "parent" not in view.get("options", {})}
+    wanted = {view.get("parent", "") for view in current.networks} - made
     wanted |= {view["bridge"] for view in current.networks if view.get("bridge") and not view.get("made_bridge", True)}
     for change in changes:
         if isinstance(change, CreateNetwork):
@@ -170,6 +172,9 @@ def _load(engine: _Twin, current: Current) -> None:
             publish=end["ports"],
             ingress_rate=_rate(end["ingress_rate"]),
             egress_rate=_rate(end["egress_rate"]),
+            routes=[Route(**route) for route in end["routes"]],
+            default_route=end["default_route"],
+            metric=end["metric"],
         )
 
 
@@ -187,6 +192,7 @@ def _request(view: View) -> NetworkRequest:
         ipv4=any(":" not in subnet["subnet"] for subnet in subnets),
         ipv6=any(":" in subnet["subnet"] for subnet in subnets),
         internal=view.get("internal", False),
+        isolation=view.get("isolation", "strict"),
         icc=view.get("icc", True),
         masquerade=not bridge or view["nat"] != "routed",
         guard=view.get("guard", True),

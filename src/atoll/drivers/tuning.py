@@ -29,9 +29,11 @@ def changes(tuning: Tuning, interface: str, namespace: str) -> list[Operation]:
 
 def put_back(endpoint: Endpoint, namespace: str, others: Collection[Endpoint]) -> list[Operation]:
     """What a namespace's settings were before an endpoint that goes, with its interface; one that another endpoint asks for stays."""
+    former = not_asked_by(others, endpoint.untuned.settings)
+    return [SysctlSet(namespace, setting, value) for setting, value in former.items() if endpoint.interface not in setting.split("/")]
+
+
+def not_asked_by(others: Iterable[Endpoint], settings: dict[str, str]) -> dict[str, str]:
+    """Those of the settings that no other endpoint of the namespace asks for."""
     lasting = {setting for other in others for setting in other.tuning.settings}
-    return [
-        SysctlSet(namespace, setting, value)
-        for setting, value in endpoint.untuned.settings.items()
-        if setting not in lasting and endpoint.interface not in setting.split("/")
-    ]
+    return {setting: value for setting, value in settings.items() if setting not in lasting}

@@ -80,6 +80,8 @@ class ChangingVerbs(EndpointVerbs):
     def _retuned(self, where: Network, endpoint: Endpoint, mac: str, mtu: int) -> Endpoint:
         if where.driver not in ("bridge", "macvlan", "ipvlan"):
             raise Invalid(f"network {where.name} has no interface to change", "it is its namespace's loopback")
+        if self.state.namespace(endpoint.namespace).is_external:
+            raise Invalid(f"{endpoint.namespace} is set up by someone else, and so is its interface", "let them change it")
         carrier = self.links().get(where.parent) if where.parent else None
         lowest, highest = smallest_mtu(ipv6=where.has(6)), carrier.mtu if carrier is not None else 65535
         if mtu and not lowest <= mtu <= highest:

@@ -51,26 +51,31 @@ class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     aliases: tuple[str, ...] = ()
     gateway_priority: int = 0
     publish: tuple[str, ...] = ()
-    ports_held: bool = False
     ingress_rate: str = ""
     egress_rate: str = ""
     routes: tuple[Route, ...] = ()
     default_route: bool = True
     metric: int = 0
-    #: Who asks (`Endpoint.owner`), and by which name some of the addresses are kept for this (`hold_address`).
+
+
+class ClientOptions(EndpointOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a front door may say besides: for whom it asks (`Endpoint.owner`), by which name some of the addresses are kept for this
+    (`hold_address`), and whether the client itself has the ports open on the host, so that they are no one else's."""
+
     owner: str = ""
     holder: str = ""
+    ports_held: bool = False
 
 
 class EndpointVerbs(PortVerbs):
     def connect(self, network: str, namespace: str, **options: Any) -> Endpoint:
-        """Attach a namespace to a network; `options` are the fields of `EndpointOptions`.
+        """Attach a namespace to a network; `options` are the fields of `ClientOptions`.
 
         Returns when packets flow; leaves nothing behind when it fails.
         """
         faults.begin("connect")
         with contextlib.ExitStack() as held:
-            return self._connect(*self._draft(network, namespace, EndpointOptions(**as_tuples(options)), held))
+            return self._connect(*self._draft(network, namespace, ClientOptions(**as_tuples(options)), held))
 
     def _connect(self, where: Network, who: Namespace, endpoint: Endpoint) -> Endpoint:
         try:
@@ -107,7 +112,7 @@ class EndpointVerbs(PortVerbs):
     def plan_connect(self, network: str, namespace: str, **options: Any) -> Plan:
         """What `connect` would do; changes nothing."""
         with contextlib.ExitStack() as held:
-            where, who, endpoint = self._draft(network, namespace, EndpointOptions(**as_tuples(options)), held)
+            where, who, endpoint = self._draft(network, namespace, ClientOptions(**as_tuples(options)), held)
             try:
                 return self._connection_plan(where, who, endpoint)
             finally:
@@ -146,7 +151,7 @@ class EndpointVerbs(PortVerbs):
         return Plan.of(_growth(where, _grown(where, endpoint)), self.attach(where, endpoint, who).operations)
 
     def _draft(
-        self, network: str, namespace: str, options: EndpointOptions, held: contextlib.ExitStack
+        self, network: str, namespace: str, options: ClientOptions, held: contextlib.ExitStack
     ) -> tuple[Network, Namespace, Endpoint]:
         """Everything checked and chosen. The addresses are held for the endpoint, chosen ports of the host by `held`; nothing else is
         changed."""

@@ -123,6 +123,8 @@ class PortVerbs(Base):
         holders = [endpoint for endpoint in mine if any(port in endpoint.ports for port in self._bound(endpoint, named))]
         endpoint = holders[0] if holders else self._serving(namespace, network, interface)[1]
         ports = self._bound(endpoint, named)
+        if len(set(ports)) < len(ports):
+            raise Conflict(f"{', '.join(map(str, ports[:8]))}: one of these is named twice", "name it once")
         for port in ports:
             if port not in endpoint.ports:
                 published = ", ".join(map(str, endpoint.ports[:8])) or "nothing"
@@ -268,7 +270,8 @@ def _unpublished(
 
 
 def _differing(before: list[Element], after: list[Element]) -> tuple[list[Element], list[Element]]:
-    return [element for element in before if element not in after], [element for element in after if element not in before]
+    known, wanted = set(before), set(after)
+    return [element for element in before if element not in wanted], [element for element in after if element not in known]
 
 
 def _led_here(network: Network, endpoint: Endpoint, ports: Collection[PublishedPort]) -> set[ConntrackDelete]:

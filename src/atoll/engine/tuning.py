@@ -6,7 +6,6 @@ What was there before is recorded first, with what is asked; so it is kept by re
 
 from __future__ import annotations
 
-import contextlib
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +14,9 @@ from msgspec import structs
 from atoll import faults
 from atoll.drivers import tuning as driver
 from atoll.engine.changing import ChangingVerbs
-from atoll.errors import AtollError, Conflict, Invalid
+from atoll.errors import Conflict, Invalid
 from atoll.kernel import rtnl, sysctl
-from atoll.model import Endpoint, Tuning
+from atoll.model import UNTUNED, Endpoint, Tuning
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import Plan
 
@@ -40,43 +39,47 @@ class TuningVerbs(ChangingVerbs):
         Raises `Invalid` for a setting that isn't one of the namespace's network, `Failed` when the kernel refuses a value; then all is as
         it was.
         """
-        with faults.whole("tune"):
-            where, endpoint = self._tuned(network, namespace, interface)
-            others = [other for other in self.state.endpoints_of(namespace) if other.id != endpoint.id]
-            _check(where, self.state.namespace(namespace), endpoint, tuning)
-            _check_others(tuning, others)
-            self._retuned(where, endpoint, tuning.mac, tuning.mtu)
-            found = self._found(endpoint, tuning, others)
-            made = structs.replace(endpoint, tuning=_over(tuning, endpoint.tuning), untuned=_over(endpoint.untuned, found))
-            self._record_change(made)
-            faults.step()
-            try:
-                self.retune(network, namespace, mac=tuning.mac, mtu=tuning.mtu, interface=endpoint.interface)
-                self.do(Plan(tuple(driver.changes(tuning, endpoint.interface, namespace))))
-                return self._as_shown(self.state.endpoints[endpoint.id], tuning)
-            except BaseException:
-                self._restore(where, endpoint, _over(_part(endpoint.tuning, tuning), found))
-                raise
+        faults.begin("tune")
+        where, endpoint = self._tuned(network, namespace, interface)
+        others = [other for other in self.state.endpoints_of(namespace) if other.id != endpoint.id]
+        _check(where, self.state.namespace(namespace), endpoint, tuning)
+        _check_others(tuning, others)
+        found = self._found(endpoint, tuning, others)
+        after = structs.replace(
+            self._retuned(where, endpoint, tuning.mac, tuning.mtu),
+            tuning=_over(tuning, endpoint.tuning),
+            untuned=_over(endpoint.untuned, found),
+        )
+        back = driver.changes(_over(_part(endpoint.tuning, tuning), found), endpoint.interface, namespace)
+        made = self._change(
+            where,
+            endpoint,
+            after,
+            Plan.of(self._retune_plan(where, endpoint, after).operations, driver.changes(tuning, endpoint.interface, namespace)),
+            Plan.of(back, self._retune_plan(where, after, endpoint).operations),
+        )
+        return self._as_shown(made, tuning)
 
     def untune(self, network: str, namespace: str, *, interface: str = "") -> Endpoint:
-        """Put back what was there before `tune`. Nothing to put back is success."""
-        with faults.whole("untune"):
-            where, endpoint = self._tuned(network, namespace, interface)
-            if endpoint.tuning == Tuning() == endpoint.untuned:
-                return endpoint
-            others = [other for other in self.state.endpoints_of(namespace) if other.id != endpoint.id]
-            lasting = {setting for other in others for setting in other.tuning.settings}
-            settings = {setting: value for setting, value in endpoint.untuned.settings.items() if setting not in lasting}
-            before = structs.replace(endpoint.untuned, settings=settings)
-            errors = dismantle(self.host, Plan(tuple(driver.changes(before, endpoint.interface, namespace))))
-            self.retune(network, namespace, mac=before.mac, mtu=before.mtu, interface=endpoint.interface)
-            faults.step()
-            made = structs.replace(self.state.endpoints[endpoint.id], tuning=Tuning(), untuned=Tuning())
-            self._record_change(made)
-            self.emit("endpoint.change", network=where.name, namespace=namespace, id=endpoint.id)
-            if errors:
-                raise errors[0]
-            return made
+        """Put back what was there before `tune`, and then the record. Nothing to put back is success."""
+        faults.begin("untune")
+        where, endpoint = self._tuned(network, namespace, interface)
+        if endpoint.tuning == UNTUNED == endpoint.untuned:
+            return endpoint
+        others = [other for other in self.state.endpoints_of(namespace) if other.id != endpoint.id]
+        before = structs.replace(endpoint.untuned, settings=driver.not_asked_by(others, endpoint.untuned.settings))
+        # The MAC address that it had is somebody else's by now, perhaps.
+        mac = "" if before.mac != endpoint.mac and self.state.mac_taken(where, before.mac) else before.mac
+        after = structs.replace(self._retuned(where, endpoint, mac, before.mtu), tuning=UNTUNED, untuned=UNTUNED)
+        operations = driver.changes(before, endpoint.interface, namespace)
+        errors = dismantle(self.host, Plan.of(operations, self._retune_plan(where, endpoint, after).operations))
+        faults.step()
+        self._record_change(after)
+        faults.step()
+        self.emit("endpoint.change", network=where.name, namespace=namespace, id=endpoint.id)
+        if errors:
+            raise errors[0]
+        return after
 
     def tuning_faults(self, network: str, namespace: str, tuning: Tuning, *, interface: str = "") -> list[str]:
         """What isn't as it was asked, in words; empty when all is."""
@@ -96,14 +99,6 @@ class TuningVerbs(ChangingVerbs):
         return wrong
 
     # --- parts ---
-
-    def _restore(self, network: Network, endpoint: Endpoint, before: Tuning) -> None:
-        """After a failure: the endpoint as it was, in the kernel and in the record."""
-        dismantle(self.host, Plan(tuple(driver.changes(before, endpoint.interface, endpoint.namespace))))
-        with contextlib.suppress(AtollError):
-            mtu = endpoint.mtu or network.mtu
-            self.retune(network.id, endpoint.namespace, mac=endpoint.mac, mtu=mtu, interface=endpoint.interface)
-        self._record_change(structs.replace(self.state.endpoints[endpoint.id], tuning=endpoint.tuning, untuned=endpoint.untuned))
 
     def _found(self, endpoint: Endpoint, tuning: Tuning, others: Iterable[Endpoint]) -> Tuning:
         """What is there of what is asked; where another endpoint of the namespace asks for the same, what was there before that one."""

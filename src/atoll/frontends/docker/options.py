@@ -55,6 +55,12 @@ def gateways(data: Iterable[PoolData]) -> list[str]:
     return [_bare(pool.gateway) for pool in data if pool.gateway]
 
 
+def _wanted_gateways(call: CreateNetwork) -> list[str]:
+    """Without those that dockerd takes unasked for a network that is to have none: before 28 it doesn't ask whether it should."""
+    modes = _isolated(call.options)
+    return [*([] if modes[0] else gateways(call.ipv4 or ())), *([] if modes[1] else gateways(call.ipv6 or ()))]
+
+
 def aux_addresses(data: Iterable[PoolData]) -> dict[str, str]:
     return check_labels({name: _bare(text) for pool in data for name, text in (pool.aux or {}).items()}, "reserved address")
 
@@ -75,7 +81,7 @@ def new_network(call: CreateNetwork, ranges: Mapping[Prefix, Collection[str]]) -
         name=provisional_name(call.network),
         driver=driver,
         subnets=tuple(map(str, prefixes)),
-        gateways=tuple(gateways(data)),
+        gateways=tuple(_wanted_gateways(call)),
         ip_ranges=tuple(taken_from),
         aux_addresses=aux_addresses(data),
         ipv4=wanted.ipv4,
@@ -106,8 +112,12 @@ def own_options(generic: Mapping[str, str] | None) -> list[str]:
 def without_gateway(options: NetworkOptions | None) -> tuple[bool, bool]:
     """For which family no address need be kept for a gateway unless the user named one: as Docker's own drivers answer GwAllocCheck."""
     generic = (options.generic if options is not None else None) or {}
-    if generic.get(DRIVER, "bridge") != "bridge":
-        return True, True
+    return (True, True) if generic.get(DRIVER, "bridge") != "bridge" else _isolated(options)
+
+
+def _isolated(options: NetworkOptions | None) -> tuple[bool, bool]:
+    """Whether the gateway mode is `isolated`, for each family."""
+    generic = (options.generic if options is not None else None) or {}
     modes = [generic.get(f"{_PREFIX}bridge.gateway_mode_ipv{v}", generic.get(f"gateway-mode{v}", "")) for v in (4, 6)]
     return modes[0] == "isolated", modes[1] == "isolated"
 
