@@ -277,6 +277,16 @@ def test_a_policy_that_cannot_be_is_refused(engine: Engine, cni: Runtime, option
         cni.add(conflist(bridge(), {"type": "firewall"} | options), container("c1"))
 
 
+def test_where_packets_do_not_pass_the_host_there_is_no_wall_to_have(engine: Engine, cni: Runtime, world: Machine) -> None:
+    lan: Json = {"type": "macvlan", "master": "wan0", "ipam": {"type": "host-local", "subnet": "10.7.0.0/24"}}
+    network, pod = conflist(lan, {"type": "firewall"}), container("c1")
+    cni.add(network, pod)
+    cni.check(network, pod)
+    with refused(7, "a macvlan network can't be kept apart"):
+        cni._run("ADD", network, {"type": "firewall", "ingressPolicy": "same-bridge"}, pod, cni.kept(network, pod))
+    cni.delete(network, pod)
+
+
 def test_a_network_that_was_there_keeps_its_isolation(engine: Engine, cni: Runtime) -> None:
     engine.create_network("n1", subnets=["10.9.0.0/24"])
     cni.add(conflist(bridge(), {"type": "firewall"}), container("c1"))
