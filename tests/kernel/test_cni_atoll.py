@@ -47,6 +47,7 @@ def test_it_joins_a_network_that_is_there(door: Door, container: Callable[..., A
     door.engine.create_network("web", subnets=["10.7.0.0/24"], gateways=["10.7.0.254"])
     result = door.add(web(), container())
     assert result["ips"] == [{"address": "10.7.0.1/24", "gateway": "10.7.0.254", "interface": 2}]
+    assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.7.0.254"}]
     assert result["dns"] == {"nameservers": ["10.7.0.254"], "search": ["web.atoll"]}
     assert door.engine.state.network("web").labels == {}
 

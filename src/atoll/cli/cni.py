@@ -52,7 +52,11 @@ def install(folders: tuple[str, ...], network: str, replace: bool, dry_run: bool
     text = _configuration(network) if network else ""
     if text:
         _check_place(text)
-    for folder in _folders(folders) or _FOLDERS[:1]:
+    places = _folders(folders) or _FOLDERS[:1]
+    if not dry_run:
+        for folder in [*places, *([_folder()] if text else [])]:
+            _check_writable(folder)
+    for folder in places:
         for name in _names(folder, replace=replace):
             path = os.path.join(folder, name)
             if dry_run:
@@ -134,6 +138,16 @@ def _folders(given: Sequence[str]) -> list[str]:
         return [os.path.abspath(folder) for folder in named]
     there = {os.path.realpath(folder): folder for folder in reversed(_FOLDERS) if os.path.isdir(folder)}
     return sorted(there.values(), key=_FOLDERS.index)
+
+
+def _check_writable(folder: str) -> None:
+    """Before anything is put anywhere: a folder, or the nearest one above it that there is, can be written to."""
+    above = folder
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above) or not os.access(above, os.W_OK):
+        what = f"may not write to {folder}" if os.path.isdir(above) else f"{above} is not a folder"
+        raise Denied(what, "run as root, or name another folder: --dir DIR")
 
 
 def _every_name() -> list[str]:

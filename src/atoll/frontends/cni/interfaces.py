@@ -10,18 +10,20 @@ from msgspec import Struct, field
 from atoll.errors import Exhausted
 from atoll.frontends.cni import attachments, leases
 from atoll.frontends.cni.refusal import IO_FAILURE, Refusal, Unknown
-from atoll.frontends.cni.results import Dns, Interface, Ip, Result
+from atoll.frontends.cni.results import Dns, Interface, Ip, Result, Route
 from atoll.frontends.cni.words import Common
 from atoll.kernel import rtnl
 from atoll.kernel.netlink import NetlinkError
 from atoll.model import Route as ModelRoute
 from atoll.model import address
+from atoll.plan.operations import RouteAdd
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from atoll import ipam
     from atoll.engine import Engine
     from atoll.frontends.cni.addressing import Scheme
-    from atoll.frontends.cni.results import Route
     from atoll.frontends.cni.words import Request
     from atoll.model import Endpoint, Network
 
@@ -128,8 +130,18 @@ def result(engine: Engine, request: Request, network: Network, endpoint: Endpoin
     interfaces.append(Interface(endpoint.interface, mac=endpoint.mac, mtu=endpoint.mtu or network.mtu, sandbox=request.environment.netns))
     position = len(interfaces) - 1
     ips = tuple(Ip(text, gateway=_gateway(network, scheme, text), interface=position) for text in endpoint.addresses)
-    made = Result(interfaces=tuple(interfaces), ips=ips, routes=scheme.routes, dns=dns)
+    routes = scheme.routes if scheme.kind else (*_default_routes(engine, endpoint), *scheme.routes)
+    made = Result(interfaces=tuple(interfaces), ips=ips, routes=routes, dns=dns)
     return made.after(request.previous)
+
+
+def _default_routes(engine: Engine, endpoint: Endpoint) -> Iterator[Route]:
+    """Those that lead by this interface, where it is the network that says so."""
+    namespace = engine.state.namespace(endpoint.namespace)
+    (wanted,) = engine.wanted_routes(namespace, engine.state.attached(namespace.name))
+    for way in wanted:
+        if isinstance(way, RouteAdd) and (way.destination, way.link, way.table) == ("default", endpoint.interface, rtnl.TABLE_MAIN):
+            yield Route("0.0.0.0/0" if way.version == 4 else "::/0", gw=way.gateway)
 
 
 def _gateway(network: Network, scheme: Scheme, text: str) -> str:

@@ -183,7 +183,7 @@ class Docker:
     def __init__(self, path: str) -> None:
         self.path = path
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT)
-        connector = aiohttp.UnixConnector(path, limit=8)
+        connector = aiohttp.UnixConnector(path, limit=64)
         self._session = aiohttp.ClientSession("http://docker", connector=connector, timeout=timeout, read_bufsize=1 << 20)
 
     async def close(self) -> None:

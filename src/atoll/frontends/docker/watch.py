@@ -248,6 +248,17 @@ class Watch:
     # --- comparing ---
 
     async def _compare(self) -> None:
+        """Until it could be done."""
+        while True:
+            try:
+                await self._compared()
+            except AtollError as error:
+                log.warning("comparing with Docker: %s", error)
+                await asyncio.sleep(_DOUBT)
+            else:
+                return
+
+    async def _compared(self) -> None:
         """Carry everything over; take away what Docker doesn't know, and make again what we don't."""
         assert self._docker is not None  # noqa: S101
         first = await self._missing()
@@ -256,6 +267,7 @@ class Watch:
                 await self._network(id_)
         for id_ in await self._docker.containers():
             self._look("container", id_)
+        self._look_at_files()
         if not (first.stale or first.lost or first.bare):
             return
         await asyncio.sleep(_DOUBT)
