@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from msgspec import Struct
 
 from atoll.kernel import nft, rtnl
-from atoll.model import RouteKind
+from atoll.words import RouteKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
