@@ -120,6 +120,22 @@ def test_ports_are_open_from_external_connectivity_until_it_is_revoked(dockerd: 
     assert published() == []
 
 
+def test_what_was_published_by_hand_outlives_a_change_of_the_gateway(dockerd: Dockerd, engine: Engine) -> None:
+    dockerd.create_network(1)
+    dockerd.connect(1, 1, 1, publish=[{"Proto": 6, "Port": 80, "HostPort": 8000, "HostPortEnd": 8009}, *ports((0, 81))])
+    (end,) = engine.state.endpoints.values()
+    engine.publish(end.namespace, ["9999:99"])
+    ids = {"NetworkID": network_id(1), "EndpointID": endpoint_id(1)}
+    dockerd.call("NetworkDriver.RevokeExternalConnectivity", **ids)
+    assert [str(port) for port in engine.state.endpoints[end.id].ports] == ["9999:99/tcp"]
+    dockerd.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=None)
+    assert "8000:80/tcp" in [str(port) for port in engine.state.endpoints[end.id].ports]
+    assert len(engine.state.endpoints[end.id].ports) == 3
+    dockerd.disconnect(1, 1)
+    dockerd.remove_network(1)
+    assert left(dockerd) == {}
+
+
 def test_a_port_that_is_taken_is_refused_with_its_holder_and_can_be_tried_again(engine: Engine) -> None:
     dockerd = Dockerd(engine)
     dockerd.create_network(1)
@@ -434,7 +450,7 @@ def test_a_sandbox_by_any_name_gets_a_namespace_of_a_proper_name(engine: Engine)
         ids = {"NetworkID": network_id(1), "EndpointID": endpoint_id(number)}
         dockerd.call("NetworkDriver.CreateEndpoint", **ids, Interface=None, Options=None)
         dockerd.call("NetworkDriver.Join", **ids, SandboxKey=key, Options=None)
-    assert list(engine.state.namespaces) == ["docker-..", "docker-1-netid-x", "docker-1-netid-x-2", "docker-yyyyyyyyyyyy", "docker-e"]
+    assert list(engine.state.namespaces) == ["docker", "docker-1-netid-x", "docker-1-netid-x-2", "docker-yyyyyyyyyyyy", "docker-e"]
 
 
 def test_everything_goes_on_after_a_restart_of_the_daemon(host: None, tmp_path: Path) -> None:
