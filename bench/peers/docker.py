@@ -135,10 +135,13 @@ def start(docker: Docker, network: str, count: int) -> Sample:
 
 
 @contextmanager
-def starting(count: int) -> Iterator[Sample]:
-    """`docker run` on Docker's own bridge, less the same without a network."""
+def starting(count: int, *, named: bool) -> Iterator[Sample]:
+    """`docker run` on a network of Docker's bridge driver, less the same without a network: on one that was made and so has names, if
+    `named`, else on the default one, which has none."""
     with running() as docker:
-        yield start(docker, "bridge", count)
+        if named:
+            docker("network", "create", "bench")
+        yield start(docker, "bench" if named else "bridge", count)
 
 
 @contextmanager

@@ -134,8 +134,18 @@ class DockerHost:
             self.wait_for("everything of Docker's to be gone", lambda: not self.left())
         except pytest.fail.Exception as error:
             pytest.fail(f"{self.left()}\n{error}")
-        # Docker's rules are looked at a moment after the last network has gone.
-        self.wait_for("all to be as it should be", lambda: self.host.runner([ATOLL, "doctor"])[1] == "all is as it should be\n", 5)
+        said = ""
+
+        def fine() -> bool:
+            nonlocal said
+            said = self.atoll("doctor")
+            return "all is as" in said
+
+        try:
+            # Docker's rules are looked at a moment after the last network has gone.
+            self.wait_for("all to be as it should be", fine, 5)
+        except pytest.fail.Exception:
+            pytest.fail(said)
 
     def lookup(self, container: str, name: str) -> list[str]:
         """What a container finds for a name, by what its resolv.conf says."""

@@ -73,7 +73,11 @@ class PodmanHost:
         self.host = host
 
     def podman(self, *argv: str) -> str:
-        return self.host.run("podman", *argv)
+        """What a command prints; it must succeed, and what it cleans up as well."""
+        code, out, words = self.host.runner(["podman", *argv])
+        assert code == 0, f"podman {' '.join(argv)}: {words}"
+        assert "level=error" not in words, f"podman {' '.join(argv)}: {words}"
+        return out
 
     def atoll(self, *argv: str) -> str:
         return self.host.run(*self.command(*argv))
@@ -92,8 +96,12 @@ class PodmanHost:
         return self.podman("run", "-d", "--name", name, "--cap-add", "NET_RAW", *options, IMAGE, *command).strip()
 
     def serve(self, name: str, *options: str) -> str:
-        """A container that says its name to whoever asks its port 80."""
-        return self.run(name, *options, command=("sh", "-c", f"mkdir /www; echo {name} >/www/index.html; exec httpd -f -p 80 -h /www"))
+        """A container that says its name to whoever asks its port 80; it does when this returns."""
+        page = f"mkdir /www; echo {name} >/www/index.html; exec httpd -f -p 80 -h /www"
+        made = self.run(name, *options, command=("sh", "-c", page))
+        listens = f"grep -q ':0050 .* 0A ' /proc/{self.inspect(name)['State']['Pid']}/net/tcp*"
+        self.host.wait_for(f"{name} to serve", lambda: self.host.runner(["sh", "-c", listens])[0] == 0)
+        return made
 
     def define(self, name: str, stem: str, **changes: Any) -> None:
         """A network as Podman keeps it, with what its command line may not have yet; of the /24 that begins so."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from tests.clients.cni_runtime import Attachment, CniError, Runtime
-from tests.daemon.processes import CommandLine, Here, Inside, etc, eventually, flow, kernel, user
+from tests.daemon.processes import CommandLine, Here, Inside, eventually, flow, kernel, user
 from tests.kernel.kernel_state import differences
 
 if TYPE_CHECKING:
@@ -134,9 +134,10 @@ def test_the_file_answers_errors_as_the_spec_has_them(runtime: Runtime) -> None:
 
 
 @pytest.fixture
-def own_etc(tmp_path: Path, host: None) -> Iterator[Path]:
-    with etc(tmp_path / "etc") as made:
-        yield made
+def elsewhere(host: None, tmp_path: Path) -> Iterator[CommandLine]:
+    """The command line where configurations are in a folder of the test's."""
+    with CommandLine(tmp_path, NETCONFPATH=str(tmp_path / "net.d")) as commands:
+        yield commands
 
 
 def original(folder: Path, name: str) -> Path:
@@ -181,28 +182,26 @@ def test_without_replace_only_what_is_missing_comes(atoll: CommandLine, folder: 
     assert [path.name for path in folder.iterdir()] == ["bridge"]
 
 
-def test_a_configuration_is_written_and_taken_away(atoll: CommandLine, folder: Path, own_etc: Path) -> None:
-    path = own_etc / "cni" / "net.d" / "10-atoll.conflist"
-    dry = atoll.says("cni", "install", "--dir", str(folder), "--conf", "web", "--dry-run")
-    assert "cat > /etc/cni/net.d/10-atoll.conflist" in dry
+def test_a_configuration_is_written_and_taken_away(elsewhere: CommandLine, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.d" / "10-atoll.conflist"
+    install = ("cni", "install", "--dir", str(folder), "--conf")
+    assert f"cat > {path}" in elsewhere.says(*install, "web", "--dry-run")
     assert not path.exists()
     for _ in range(2):
-        assert atoll.says("cni", "install", "--dir", str(folder), "--conf", "web").endswith("/etc/cni/net.d/10-atoll.conflist\n")
+        assert elsewhere.says(*install, "web").endswith(f"{path}\n")
     found = json.loads(path.read_text())
     assert (found["name"], found["plugins"][0]["type"]) == ("web", "atoll")
-    assert atoll.shows("cni", "status", "--dir", str(folder))["configurations"][0] == {
-        "path": "/etc/cni/net.d/10-atoll.conflist",
-        "name": "web",
-        "plugins": ["atoll"],
-    }
-    atoll.says("cni", "uninstall", "--dir", str(folder))
-    assert not path.exists()
+    assert elsewhere.shows("cni", "status", "--dir", str(folder))["configurations"] == [
+        {"path": str(path), "name": "web", "plugins": ["atoll"]}
+    ]
+    elsewhere.says("cni", "uninstall", "--dir", str(folder))
+    assert list(path.parent.iterdir()) == []
     path.write_text('{"name": "mine", "plugins": []}')
-    assert "isn't from atoll cni install" in atoll.fails(4, "cni", "install", "--dir", str(folder), "--conf", "web", "--dry-run")
-    atoll.says("cni", "uninstall", "--dir", str(folder))
+    assert "isn't from atoll cni install" in elsewhere.fails(4, *install, "web")
+    elsewhere.says("cni", "uninstall", "--dir", str(folder))
     assert path.exists(), "somebody else's stays"
-    assert "network name" in atoll.fails(2, "cni", "install", "--dir", str(folder), "--conf", "../x")
-    assert "predefined" in atoll.fails(4, "cni", "install", "--dir", str(folder), "--conf", "host")
+    assert "network name" in elsewhere.fails(2, *install, "../x")
+    assert "predefined" in elsewhere.fails(4, *install, "host")
 
 
 def test_an_ordinary_user_is_told_to_be_root(host: None) -> None:

@@ -43,6 +43,15 @@ def test_a_container_joins_and_leaves_networks_and_its_ports_stay(engine: Engine
     nothing_is_left(engine)
 
 
+def test_a_teardown_that_does_not_describe_its_networks(engine: Engine, tmp_path: Path) -> None:
+    path = namespace(tmp_path)
+    asked = container((network(), {"static_ips": ["10.89.0.2"]}))
+    done(call(engine, "setup", path, body=asked))
+    done(call(engine, "teardown", path, body=asked | {"network_info": {}}))
+    assert not engine.state.namespaces
+    assert not engine.state.networks
+
+
 def test_networks_are_reloaded_in_the_same_namespace(engine: Engine, tmp_path: Path) -> None:
     path = namespace(tmp_path)
     asked = container((network(), {"static_ips": ["10.89.0.2"]}), port_mappings=[port(8080)])

@@ -164,8 +164,8 @@ def _remove(path: str) -> None:
 
 def _used() -> str:
     """The netavark that Podman would find."""
-    paths = (os.path.join(folder, "netavark") for folder in helpers.folders())
-    return next((path for path in paths if os.path.isfile(path)), "")
+    candidates = (os.path.join(folder, "netavark") for folder in helpers.folders())
+    return next((path for path in candidates if os.path.isfile(path)), "")
 
 
 def _backend() -> str:

@@ -21,7 +21,8 @@ from atoll.frontends.netavark.arguments import HELP, Arguments, parse
 from atoll.frontends.netavark.create import create, create_for_plugin
 from atoll.frontends.netavark.helpers import original
 from atoll.frontends.netavark.setup import setup
-from atoll.frontends.netavark.teardown import is_ours, teardown
+from atoll.frontends.netavark.teardown import is_also_anothers, is_ours, teardown
+from atoll.model import MAX_SERVERS
 
 if TYPE_CHECKING:
     from msgspec import Struct
@@ -71,7 +72,9 @@ def _netavark(engine: Engine, call: Call, arguments: Arguments) -> Answer:
             _update(engine, arguments)
             return Answer()
         case "firewall-reload" | "firewalld-reload":
-            engine.repair(namespaces=(), links=False)
+            _, errors = engine.repair(namespaces=(), links=False)
+            if errors:
+                raise errors[0]
             return Answer(stderr=_said(call, "netavark::commands::firewall_reload", "Successfully reloaded firewall rules"))
     _check_surroundings(call, arguments)
     container = words.decode(_input(call, arguments), words.Container, "network options")
@@ -79,11 +82,11 @@ def _netavark(engine: Engine, call: Call, arguments: Arguments) -> Answer:
         return _hand_over(call, "its networks have drivers of netavark's plugins, which Atoll doesn't run")
     if arguments.command == "setup":
         return _printed(setup(engine, arguments.operand, container))
-    if is_ours(engine, container):
+    ours, anothers = is_ours(engine, container), is_also_anothers(engine, container)
+    if ours:
         teardown(engine, container)
-        return Answer()
-    # It was set up by the netavark before us, or it has ended, and we have let go of it.
-    found = original(call.program)
+    # What isn't ours was set up by the netavark before us, or it has ended, and we have let go of it.
+    found = original(call.program) if anothers or not ours else ""
     return Answer(run=found) if found else Answer()
 
 
@@ -153,9 +156,9 @@ def _update(engine: Engine, arguments: Arguments) -> None:
     """Other servers for a network that is there; of one that isn't, Podman tells us the servers when it is."""
     if arguments.network_dns_servers is None:
         raise Invalid("netavark update requires --network-dns-servers")
-    servers = words.addresses(arguments.network_dns_servers)[:3]
+    servers = words.addresses(arguments.network_dns_servers)[:MAX_SERVERS]
     for network in engine.state.networks.values():
-        if network.name == arguments.operand:
+        if network.name == arguments.operand and network.resolvers():
             for server in servers:
                 if server in network.resolvers():
                     raise Invalid(

@@ -249,12 +249,14 @@ def _own_part(subnet: words.Subnet, prefix: Prefix) -> str:
 # --- ports ---------------------------------------------------------------------------------------------------------------------------
 
 
-def spread(mappings: Iterable[words.PortMapping] | None, ways: Sequence[tuple[str, Sequence[int]]]) -> dict[str, list[str]]:
+def spread(mappings: Sequence[words.PortMapping] | None, ways: Sequence[tuple[str, Sequence[int]]]) -> dict[str, list[str]]:
     """Port mappings as specs of ours, by network. `ways` are the networks that can publish, with the families that they have.
 
     A port leads to one address of each family: that on the first network that has it. One on a host address of a family that there
     isn't is left out, as netavark does.
     """
+    if mappings is not None and len(mappings) > words.MOST_MAPPINGS:
+        raise Invalid(f"{len(mappings)} port mappings are more than there are ports")
     first = {family: next((name for name, families in ways if family in families), "") for family in (4, 6)}
     found: dict[str, list[str]] = {}
     for mapping in mappings or ():

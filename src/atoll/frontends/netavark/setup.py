@@ -14,6 +14,7 @@ from msgspec import structs
 
 from atoll.errors import AtollError, Conflict, Invalid
 from atoll.frontends.netavark import networks, words
+from atoll.frontends.netavark.teardown import leave
 from atoll.kernel import rtnl
 from atoll.model import MAX_SERVERS, interface
 from atoll.plan.operations import LinkSet, Plan
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 def setup(engine: Engine, path: str, container: words.Container) -> dict[str, words.Status]:
     """Put the namespace at `path` on the container's networks: what netavark answers, by network."""
     wanted = [networks.attachment(network, per, container, lambda: _way_out(engine)) for network, per in container.attachments()]
+    if not wanted:
+        return {}
     owner = networks.owner(container.container_id)
     _check_path(path)
     _let_go_of_the_past(engine, owner, path)
@@ -72,9 +75,9 @@ def _let_go_of_the_past(engine: Engine, owner: str, path: str) -> None:
     here = engine.namespace_at(path)
     if former - {here.name if here is not None else ""}:
         engine.release_vanished()
-        for endpoint in engine.state.owned(owner):
-            if here is None or endpoint.namespace != here.name:
-                engine.disconnect(endpoint.network, endpoint.namespace)
+        stale = [endpoint for endpoint in engine.state.owned(owner) if here is None or endpoint.namespace != here.name]
+        for namespace in {endpoint.namespace for endpoint in stale}:
+            leave(engine, namespace, [endpoint for endpoint in stale if endpoint.namespace == namespace])
 
 
 def _check_networks(engine: Engine, wanted: Sequence[Attachment]) -> None:

@@ -5,10 +5,12 @@ Networks that were made for Podman are fleeting: they go with their last endpoin
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from atoll.errors import AtollError, Failed
 from atoll.frontends.netavark import networks, words
+from atoll.kernel import rtnl
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import HOST, LinkDelete, Plan
 
@@ -22,17 +24,30 @@ def is_ours(engine: Engine, container: words.Container) -> bool:
     return bool(engine.state.owned(networks.owner(container.container_id)))
 
 
+def is_also_anothers(engine: Engine, container: words.Container) -> bool:
+    """Whether the container is on networks that netavark had put it on before it came under our care as well: `podman network connect`
+    after the switch. Then it has interfaces of that call that aren't ours."""
+    mine = engine.state.owned(networks.owner(container.container_id))
+    ours = {engine.state.network(endpoint.network).name for endpoint in mine}
+    others = {per.interface_name for name, per in container.named() if name not in ours}
+    inside: set[str] = set()
+    for name in {endpoint.namespace for endpoint in mine} if others else ():
+        with contextlib.suppress(AtollError, OSError), engine.host.socket_in(name) as sock:  # unless it has ended
+            inside |= {link.name for link in rtnl.links(sock)}
+    return bool(others & inside)
+
+
 def teardown(engine: Engine, container: words.Container) -> None:
-    """Take the container off the networks that are named. Raises one error that names all there were."""
-    named = {network.name for network, _ in container.attachments()}
+    """Take the container off the networks that are named, described or not. Raises one error that names all there were."""
+    named = {name for name, _ in container.named()}
     leaving: list[Endpoint] = []
     staying: list[Endpoint] = []
     for endpoint in engine.state.owned(networks.owner(container.container_id)):
         (leaving if engine.state.network(endpoint.network).name in named else staying).append(endpoint)
     errors: list[AtollError] = []
-    former = {network.bridge for network, _ in _managed(engine, container) if not network.made_bridge}
+    former = _bridges_of_netavark(engine, container)
     for namespace in dict.fromkeys(endpoint.namespace for endpoint in leaving):
-        errors += _leave(engine, namespace, [endpoint for endpoint in leaving if endpoint.namespace == namespace])
+        errors += leave(engine, namespace, [endpoint for endpoint in leaving if endpoint.namespace == namespace])
     if staying:
         errors += _publish_elsewhere(engine, leaving, staying)
     errors += engine.release_idle()
@@ -41,7 +56,7 @@ def teardown(engine: Engine, container: words.Container) -> None:
         raise errors[0] if len(errors) == 1 else Failed("; ".join(error.what for error in errors))
 
 
-def _leave(engine: Engine, name: str, leaving: list[Endpoint]) -> list[AtollError]:
+def leave(engine: Engine, name: str, leaving: list[Endpoint]) -> list[AtollError]:
     """Let the whole namespace go if nothing else holds it, which costs less than one endpoint after the other."""
     namespace = engine.state.namespaces.get(name)
     ids = {endpoint.id for endpoint in leaving}
@@ -81,15 +96,16 @@ def _can_publish(network: Network) -> bool:
     return network.driver == "bridge" and not network.internal
 
 
-def _managed(engine: Engine, container: words.Container) -> list[tuple[Network, words.Network]]:
-    """The bridge networks of the call that were made for Podman, and whose bridge is Podman's to remove."""
-    by_name = {network.name: network for network in engine.state.networks.values() if network.driver == "bridge" and network.fleeting}
-    asked = [network for network, _ in container.attachments() if network.name in by_name]
-    return [(by_name[network.name], network) for network in asked if (network.options or {}).get("mode") != "unmanaged"]
+def _bridges_of_netavark(engine: Engine, container: words.Container) -> set[str]:
+    """The bridges of the call's networks that were there before those came under our care, and that netavark would remove."""
+    asked = [container.network_info[name] for name, _ in container.named() if name in container.network_info]
+    managed = {network.name for network in asked if (network.options or {}).get("mode") != "unmanaged"}
+    ours = [network for network in engine.state.networks.values() if network.name in managed and network.fleeting]
+    return {network.bridge for network in ours if network.driver == "bridge" and not network.made_bridge}
 
 
 def _remove_bridges(engine: Engine, names: set[str]) -> list[AtollError]:
-    """Bridges that netavark had made before us go with their last port, whoever's that was, as they do with netavark."""
+    """Such a bridge goes with its last port, whoever's that was."""
     if not names:
         return []
     links = engine.links()

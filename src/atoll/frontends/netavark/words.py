@@ -110,12 +110,15 @@ class Container(Struct, frozen=True):
     port_mappings: tuple[PortMapping, ...] | None = None
     dns_servers: tuple[str, ...] | None = None
 
-    def attachments(self) -> Iterator[tuple[Network, PerNetwork]]:
-        """Each network with what is said of it. A map has no order, so the interfaces' names decide: eth0 is the first."""
+    def named(self) -> list[tuple[str, PerNetwork]]:
+        """The networks' names with what is said of them. A map has no order, so the interfaces' names decide: eth0 is the first."""
         if isinstance(self.networks, dict):
-            named = sorted(self.networks.items(), key=lambda pair: (len(pair[1].interface_name), pair[1].interface_name))
-        else:
-            named = [(per.name, per) for per in self.networks]
+            return sorted(self.networks.items(), key=lambda pair: (len(pair[1].interface_name), pair[1].interface_name))
+        return [(per.name, per) for per in self.networks]
+
+    def attachments(self) -> Iterator[tuple[Network, PerNetwork]]:
+        """Each network with what is said of it. Raises `Invalid` unless all are described."""
+        named = self.named()
         if len({name for name, _ in named}) != len(named):
             raise Invalid("a network is named twice")
         for name, per in named:
