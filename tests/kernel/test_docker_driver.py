@@ -420,3 +420,27 @@ def test_the_routes_of_a_network_are_docker_to_set(dockerd: Dockerd, engine: Eng
         {"Destination": "10.99.0.0/16", "RouteType": 0, "NextHop": "10.66.0.7"},
         {"Destination": "10.98.0.0/16", "RouteType": 1},
     ]
+
+
+def test_what_newer_versions_of_docker_say_as_well(dockerd: Dockerd, engine: Engine) -> None:
+    """Since 28: GwAllocCheck, a network without IPv4, no_proxy_6to4, MAC addresses as bytes, and fields that nobody knows yet."""
+    network, endpoint = network_id(1), endpoint_id(1)
+    options = {
+        "com.docker.network.enable_ipv4": False,
+        "com.docker.network.enable_ipv6": True,
+        "com.docker.network.generic": {"com.docker.network.bridge.gateway_mode_ipv6": "routed", "com.docker.network.enable_ipv4": "false"},
+        "com.docker.network.later": {"a": [1]},
+    }
+    assert dockerd.call("NetworkDriver.GwAllocCheck", Options=options, Later=1) == {"SkipIPv4": False, "SkipIPv6": False}
+    data = [{"AddressSpace": "LocalDefault", "Pool": "fd12::/64", "Gateway": "fd12::1/64"}]
+    dockerd.call("NetworkDriver.CreateNetwork", NetworkID=network, Options=options, IPv4Data=None, IPv6Data=data)
+    assert not atolls(dockerd, 1).has(4)
+    ids = {"NetworkID": network, "EndpointID": endpoint}
+    flat = {"com.docker.network.endpoint.macaddress": "AkKsEgAC", "com.docker.network.endpoint.dnsservers": ["192.0.2.53"]}
+    interface = {"Address": "", "AddressIPv6": "fd12::2/64", "MacAddress": "02:42:ac:12:00:02"}
+    assert dockerd.call("NetworkDriver.CreateEndpoint", **ids, Interface=interface, Options=flat) == {"Interface": {}}
+    joined = dockerd.call("NetworkDriver.Join", **ids, SandboxKey=sandbox_key(1), Options={})
+    assert (joined["GatewayIPv6"], "Gateway" in joined, "DisableGatewayService" in joined) == ("fd12::1", False, False)
+    said = {"com.docker.network.portmap": ports((8080, 80)), "com.docker.network.driver.private.no_proxy_6to4": True}
+    dockerd.call("NetworkDriver.ProgramExternalConnectivity", **ids, Options=said)
+    assert [str(port) for end in engine.state.endpoints.values() for port in end.ports] == ["8080:80/tcp"]
