@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from msgspec import Meta, Struct
 
 from atoll.errors import Invalid
+from atoll.words import RouteKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +26,6 @@ Protocol = Literal["tcp", "udp", "sctp"]
 State = Literal["pending", "ready", "removing"]
 NamespaceKind = Literal["created", "adopted", "external"]
 RunState = Literal["pending", "running", "ended"]
-RouteKind = Literal["unicast", "blackhole", "unreachable", "prohibit"]
 Isolation = Literal["strict", "isolated", "open"]
 Announce = Literal["changed", "always", "never"]
 
@@ -35,14 +35,11 @@ Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DRIVERS: Final[tuple[Driver, ...]] = ("bridge", "macvlan", "ipvlan", "host", "none")
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("tcp", "udp", "sctp")
-ROUTE_KINDS: Final[tuple[RouteKind, ...]] = ("unicast", "blackhole", "unreachable", "prohibit")
 GATEWAY_MODES: Final[tuple[GatewayMode, ...]] = ("nat", "nat-unprotected", "routed", "isolated")
 ANNOUNCE: Final[tuple[Announce, ...]] = ("changed", "always", "never")
 ISOLATIONS: Final[tuple[Isolation, ...]] = ("strict", "isolated", "open")
 #: These always exist and can't be removed, as in Docker.
 PREDEFINED: Final = {"host": "host", "none": "none"}
-#: What runs containers on the same host: the beginnings of `Namespace.source` and `Endpoint.owner`, before a colon.
-CLIENTS: Final = ("docker", "podman", "cni")
 #: Interface names that Atoll gives out start so; the firewall drops what comes from such an interface and isn't known.
 BRIDGE_PREFIX: Final = "atb"
 VETH_PREFIX: Final = "atv"
@@ -347,8 +344,8 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     """One namespace's attachment to one network. `addresses` carry the prefix length; `number` is the n-th interface of the namespace;
     `shard` the kernel bridge of the network that it is a port of. `mtu` is 0 where it is the network's. Without `default_route` the
     namespace's default route never leads by it; `metric` is that of the one that does. `owner` is who asked for it, such as
-    `docker:ENDPOINT`, and empty for Atoll's own. In an external namespace `interface` is the spare end's name until we know a better.
-    `untuned` is what was there before `tuning`."""
+    `docker:ENDPOINT`, and empty for Atoll's own. `host_name` is a further name of its interface on the host. In an external namespace
+    `interface` is the spare end's name until we know a better. `untuned` is what was there before `tuning`."""
 
     id: str
     network: str
@@ -365,6 +362,7 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     default_route: bool = True
     metric: int = 0
     owner: str = ""
+    host_name: str = ""
     ports: tuple[PublishedPort, ...] = ()
     ingress_rate: int = 0
     egress_rate: int = 0

@@ -165,8 +165,9 @@ class Clients:
                     with pytest.raises(Conflict, match=f"under our care as {name}"):
                         self.engine.reveal_namespace(other, self.boxes[box].path)
         for network, name in self.ends:
-            with pytest.raises(Conflict):
-                self.engine.connect(network, name)
+            if name not in self.external:  # Docker may put a container on a network twice
+                with pytest.raises(Conflict):
+                    self.engine.connect(network, name)
 
     # --- what must be so ---
 

@@ -8,7 +8,7 @@ import click
 
 from atoll.cli import client, output
 from atoll.errors import NotFound
-from atoll.model import CLIENTS
+from atoll.words import CLIENTS
 
 #: What a program of `atoll run` and a namespace without one are called in the column WHO.
 _WHO: Final = (*CLIENTS, "run", "ns")

@@ -11,7 +11,7 @@ import click
 
 from atoll.cli import client
 from atoll.errors import AtollError
-from atoll.model import ROUTE_KINDS
+from atoll.words import ROUTE_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

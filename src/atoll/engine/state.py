@@ -10,8 +10,9 @@ from msgspec import structs
 from atoll.engine.leases import Leases
 from atoll.errors import Conflict, NotFound
 from atoll.ipam import Pool
-from atoll.model import CLIENTS, PREDEFINED, Endpoint, Namespace, Network, Run, address, interface
+from atoll.model import PREDEFINED, Endpoint, Namespace, Network, Run, address, interface
 from atoll.ports import PortTable
+from atoll.words import CLIENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

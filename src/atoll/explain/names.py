@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from atoll.errors import AtollError, Conflict
 from atoll.explain.snapshot import Stack
-from atoll.model import BRIDGE_PREFIX, CLIENTS, TRUNK_PREFIX, VETH_PREFIX
+from atoll.model import BRIDGE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
+from atoll.words import CLIENTS
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from atoll.errors import NotFound
-from atoll.model import CLIENTS
+from atoll.words import CLIENTS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

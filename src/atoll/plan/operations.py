@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from msgspec import Struct
 
 from atoll.kernel import nft, rtnl
-from atoll.model import RouteKind
+from atoll.words import RouteKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -179,6 +179,16 @@ class LinkSet(Operation, frozen=True):
         if self.isolated is not None:
             found.append(f"{_ip(self.namespace)}link set dev {self.name} type bridge_slave isolated {'on' if self.isolated else 'off'}")
         return found
+
+
+class LinkName(Operation, frozen=True):
+    """A further name of an interface of the host."""
+
+    name: str
+    other: str
+
+    def commands(self) -> list[str]:
+        return [f"ip link property add dev {self.name} altname {self.other}"]
 
 
 class LinkTune(Operation, frozen=True):
