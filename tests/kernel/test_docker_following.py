@@ -203,3 +203,14 @@ def test_a_container_that_is_on_none_of_our_networks_is_none_of_our_business(doc
     there = msgspec.convert({"Id": CONTAINER, "Name": "/web"}, Container)
     assert follow.follow_container(dockerd.door, there) == follow.Followed()
     assert "web" not in dockerd.door.engine.state.namespaces
+
+
+def test_an_endpoint_without_a_record_goes(dockerd: Dockerd) -> None:
+    door = dockerd.door
+    (end,) = door.engine.state.owned(f"docker:{endpoint_id(12)}")
+    door.records.drop(door.records.endpoints[endpoint_id(12)])
+    found = compare(dockerd, shown(dockerd, 1, 2, 3))
+    assert found.stale == {stale.Item("orphan", end.id)}
+    assert stale.remove(door, found.stale) == []
+    assert end.id not in door.engine.state.endpoints
+    assert compare(dockerd, shown(dockerd, 1, 2, 3)).stale == set()

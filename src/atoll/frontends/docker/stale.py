@@ -138,7 +138,7 @@ def _remove(door: Door, item: Item) -> None:
             forget_endpoint(door, records.endpoints[item.id])
         case "orphan" if item.id in engine.state.endpoints:
             end = engine.state.endpoints[item.id]
-            engine.disconnect(end.network, end.namespace)
+            engine.disconnect(end.network, end.namespace, interface=end.interface)
         case "namespace" if item.id in engine.state.namespaces and not engine.state.endpoints_of(item.id):
             engine.remove_namespace(item.id)
         case "pool" if item.id in records.pools:
