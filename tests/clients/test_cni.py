@@ -107,6 +107,20 @@ def test_podmans_own_networks_are_atolls(podman: PodmanHost) -> None:
     assert podman.shown("doctor")["differences"] == []
 
 
+def test_podmans_containers_know_each_other_by_name(podman: PodmanHost) -> None:
+    """Podman adds the plugin dnsname to its networks as soon as it finds it."""
+    podman.atoll("cni", "install", "--replace")
+    podman.podman("network", "create", "web")
+    assert json.loads(podman.podman("network", "inspect", "web"))[0]["dns_enabled"]
+    podman.serve("a", "--network", "web", "--network-alias", "alpha")
+    podman.serve("b", "--network", "web")
+    podman.host.wait_for("a to serve", lambda: podman.ask("b", "a") == "a")
+    for name in ("a.dns.podman", "alpha", "a.web.atoll"):
+        assert podman.ask("b", name) == "a", name
+    podman.podman("rm", "-f", "-t", "0", "a", "b")
+    assert namespaces(podman) == []
+
+
 def test_podmans_containers_outlive_a_daemon_that_is_killed(podman: PodmanHost) -> None:
     podman.atoll("cni", "install", "--replace")
     podman.serve("a", "-p", "8080:80")

@@ -170,6 +170,8 @@ def test_an_owner_says_container_and_interface() -> None:
         (b'{"cniVersion":"1.0.0","name":"' + b"a" * 300 + b'"}', 7),
         (b'{"cniVersion":"1.0.0","name":"n1","prevResult":"x"}', 6),
         (b'{"cniVersion":"1.0.0","name":"n1","prevResult":{"ips":[{"address":1}]}}', 6),
+        (b'{"cniVersion":"1.0.0","name":"n1","prevResult":{"ips":[{"address":"x"}]}}', 6),
+        (b'{"cniVersion":"1.0.0","name":"n1","prevResult":{"routes":[{"dst":"0.0.0.0/99"}]}}', 6),
         (b'{"cniVersion":"9.9.9","name":"n1"}', 1),
         (b'{"cniVersion":"1.0","name":"n1"}', 1),
     ],

@@ -266,6 +266,8 @@ def _encode(operation: op.Operation, index: Callable[[str], int], target: Callab
             yield rtnl.set_alias(name, alias)
         case op.LinkSet():
             yield from _encode_link(operation, index)
+        case op.LinkName(name, other):
+            yield rtnl.add_altname(index(name), other)
         case op.LinkTune(_, name, promisc, allmulti, queue):
             yield rtnl.tune_link(index(name), promisc=promisc, allmulti=allmulti, queue=queue)
         case op.LinkDelete(_, name):

@@ -196,6 +196,8 @@ def _environment(words: dict[str, str], folder: str) -> Environment:
     if made.netns and (len(made.netns) > 4000 or not made.netns.isprintable()):
         raise Refusal(BAD_ENVIRONMENT, f"CNI_NETNS {made.netns[:80]!r} is not a path")
     path = os.path.join(folder, made.netns) if made.netns else ""
+    if path and not path.startswith("/"):
+        raise Refusal(BAD_ENVIRONMENT, f"CNI_NETNS {made.netns[:80]!r} is not an absolute path")
     return msgspec.structs.replace(made, netns=path, arguments=_arguments(words.get("CNI_ARGS", "")))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from atoll import ipam
 from atoll.errors import AtollError, Conflict, Invalid, NotFound
 from atoll.frontends.docker import protocol
-from atoll.frontends.docker.driver import forget_holder
+from atoll.frontends.docker.endpoints import forget_holder
 from atoll.frontends.docker.options import NETWORK
 from atoll.frontends.docker.records import HOLDER, DockerPool
 

@@ -38,7 +38,8 @@ class DockerNetwork(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class DockerEndpoint(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """`id` and `network` are Docker's. `addresses` carry their prefix length. `ports` are as Docker last said them, as specs for publish.
+    """`id` and `network` are Docker's. `addresses` carry their prefix length. `ports` are as Docker last said them, as specs for publish;
+    `published` what was chosen for them, while they are open.
 
     `sandbox` is the key (a path) of the sandbox that it was joined to last, empty before Join; `joined` is true from Join to Leave;
     `external` says that its ports are to be open. The Atoll endpoint, from Join to DeleteEndpoint, is the one that `owner(id)` owns.
@@ -49,6 +50,7 @@ class DockerEndpoint(Struct, frozen=True, omit_defaults=True, kw_only=True):
     addresses: tuple[str, ...] = ()
     mac: str = ""
     ports: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()
     ingress_rate: str = ""
     egress_rate: str = ""
     sandbox: str = ""

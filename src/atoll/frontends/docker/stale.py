@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from atoll.errors import AtollError
-from atoll.frontends.docker import driver, protocol
+from atoll.frontends.docker import networks, protocol
+from atoll.frontends.docker.endpoints import forget_endpoint
 from atoll.frontends.docker.records import HOLDER, attached, owner
 
 if TYPE_CHECKING:
@@ -130,9 +131,9 @@ def _remove(door: Door, item: Item) -> None:
     engine, records = door.engine, door.records
     match item.kind:
         case "network":
-            driver.delete_network(door, protocol.OfNetwork(network=item.id))
+            networks.delete_network(door, protocol.OfNetwork(network=item.id))
         case "endpoint" if item.id in records.endpoints:
-            driver.forget_endpoint(door, records.endpoints[item.id])
+            forget_endpoint(door, records.endpoints[item.id])
         case "orphan" if item.id in engine.state.endpoints:
             end = engine.state.endpoints[item.id]
             engine.disconnect(end.network, end.namespace)
@@ -163,7 +164,7 @@ def restore(door: Door, network: DockerNetworkThere) -> str:
         ipv6=[pool for pool in pools if ":" in pool.pool],
     )
     try:
-        driver.create_network(door, call)
+        networks.create_network(door, call)
     except AtollError as error:
         return f"Docker's network {network.name[:80]} is unknown here and can't be made again: {error.what}; {help_}"
     return ""
