@@ -52,14 +52,14 @@ def test_a_link_that_is_not_there_is_refused(own: Host) -> None:
 
 def test_a_port_that_leaves_its_bridge_is_not_taken_for_a_deleted_one(own: Host) -> None:
     """The bridge's words for that come first, and the link that is not deleted stays."""
-    ip(Here(), "link add br0 type bridge", "link add v0 type dummy", "link add v1 master br0 up type dummy")
+    ip(Here(), "link add br0 type bridge", "link add v0 type veth peer name w0", "link add v1 master br0 up type veth peer name w1")
     own.delete_link("v1")
-    assert names() == {"lo", "br0", "v0"}
+    assert names() == {"lo", "br0", "v0", "w0"}
 
 
 def test_nothing_is_left_running_when_the_host_is_closed(host: None) -> None:
     made = Host()
-    ip(Here(), "link add v0 type dummy")
+    ip(Here(), "link add v0 type veth peer name w0")
     made.delete_link("v0")
     made.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "atoll-unlink"]
