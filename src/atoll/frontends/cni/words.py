@@ -123,9 +123,10 @@ def read_request(call: Call) -> Request:
     raw = _decode(call.stdin)
     frame = convert(_Frame, raw)
     version = frame.cni_version or VERSIONS[0]
-    plugin = call.program.rpartition("/")[2]
+    program = os.path.join(call.folder, call.program)
+    plugin = os.path.basename(program)
     if environment.command == "VERSION":
-        return Request(plugin, call.program, version, frame.name, environment, raw)
+        return Request(plugin, program, version, frame.name, environment, raw)
     _check_version(version, environment.command)
     if not _NAME.match(frame.name) or len(frame.name) > _LONGEST:
         raise Refusal(
@@ -143,7 +144,7 @@ def read_request(call: Call) -> Request:
         kept = found
     return Request(
         plugin=plugin,
-        program=call.program,
+        program=program,
         version=version,
         network=frame.name,
         environment=environment,
