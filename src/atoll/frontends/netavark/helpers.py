@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from atoll.frontends import forwarder
+from atoll.frontends.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_FOLDERS: Final = ("/usr/local/libexec/podman", "/usr/local/lib/podman", "/usr/libexec/podman", "/usr/lib/podman")
 DEFAULT_PLUGIN_FOLDERS: Final = ("/usr/local/libexec/netavark", "/usr/libexec/netavark", "/usr/local/lib/netavark", "/usr/lib/netavark")
 CONFIGURATION: Final = "/etc/containers/containers.conf"
+_MOST_BYTES: Final = 1 << 20
 #: Where we say that we come first.
 DROP_IN: Final = f"{CONFIGURATION}.d/atoll.conf"
 
@@ -57,7 +59,7 @@ def _files() -> list[Path]:
 def _read(path: Path, section: str, key: str, before: Iterable[str]) -> list[str]:
     """The folders after this file has been read. A list replaces the one before it, but with `{append=true}` (Podman 5)."""
     try:
-        value = tomllib.loads(path.read_text(encoding="utf-8")).get(section, {}).get(key)
+        value = tomllib.loads(read_file(str(path), _MOST_BYTES).decode()).get(section, {}).get(key)
     except (OSError, ValueError, AttributeError):
         return list(before)
     if not isinstance(value, list):
