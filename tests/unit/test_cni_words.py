@@ -74,6 +74,21 @@ def test_any_json_can_be_folded(value: Any) -> None:
     fold(_Outer, value)
 
 
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"ips": [{"address": "nowhere"}]},
+        {"ips": [{"address": ""}]},
+        {"routes": [{"dst": "10.0.0.0/33"}]},
+        {"ip4": {"ip": "10.0.0.1/24", "routes": [{"dst": "x"}]}},
+    ],
+)
+def test_a_result_with_addresses_that_are_none_is_refused(result: Any) -> None:
+    with pytest.raises(Refusal, match="the result of the plugins before can't be read") as caught:
+        read_result(result)
+    assert caught.value.code == 6
+
+
 # --- environment -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +133,7 @@ def test_an_unknown_verb_is_refused(verb: str) -> None:
         ("CNI_IFNAME", "."),
         ("CNI_IFNAME", ".."),
         ("CNI_IFNAME", "a" * 16),
+        ("CNI_IFNAME", "eth\udcff"),
         ("CNI_NETNS", "/run/netns/a\nb"),
         ("CNI_NETNS", "/run/netns/\udcff"),
         ("CNI_NETNS", "/" + "a" * 5000),
