@@ -199,6 +199,18 @@ def test_ports_by_range_at_random_and_all_that_are_exposed(docker: DockerHost) -
     docker.answers("long", "http://127.0.0.1:9000/")
 
 
+def test_many_containers_that_start_and_end_at_once(docker: DockerHost) -> None:
+    create(docker, "net1", *BOTH, "--subnet", "10.78.0.0/28")
+    at_once = "for number in $(seq 10); do docker run -d --network net1 -p 80 busybox httpd -f -p 80 -h /www & done; wait"
+    started = docker.host.run("sh", "-c", at_once).split()
+    ends = [end for namespace in docker.shown("ns", "ls") for end in namespace["endpoints"]]
+    assert len(started) == len({end["addresses"][0] for end in ends}) == len({end["ports"][0] for end in ends}) == 10
+    for end in ends:
+        docker.answers("a page", f"http://127.0.0.1:{end['ports'][0].partition(':')[0]}/")
+    docker.docker("rm", "-f", *started)
+    assert docker.shown("ns", "ls") == []
+
+
 def test_a_taken_port_is_refused_with_the_one_who_has_it(docker: DockerHost) -> None:
     create(docker, "net1", *BOTH)
     docker.atoll("network", "create", "front")

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from atoll.errors import Failed, Unsupported
+from atoll.explain import xt
 from atoll.kernel import netlink, rtnl, sysctl
 from atoll.kernel.netlink import attribute, attributes, message, number, u32
-from atoll.kernel.nft import Nft, open_nft
+from atoll.kernel.nft import Nft, open_nft, open_socket, rules
 from atoll.model import address
 
 if TYPE_CHECKING:
@@ -168,8 +169,13 @@ class Stack:
 
     @cached_property
     def ruleset(self) -> list[dict[str, Any]]:
+        """As libnftables says it, with the expressions of iptables as the kernel holds them (see `xt`)."""
         data = json.loads(self.nft("list ruleset", _JSON | _STATELESS) or "{}")
-        return [item for item in data.get("nftables", ()) if not any(_is_probes(name, value) for name, value in item.items())]
+        found = [item for item in data.get("nftables", ()) if not any(_is_probes(name, value) for name, value in item.items())]
+        if families := xt.families(found):
+            with self.run(open_socket) as sock:
+                xt.complete(found, (body for family in families for body in rules(sock, family)))
+        return found
 
     @property
     def has_rules(self) -> bool:

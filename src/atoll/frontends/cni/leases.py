@@ -6,6 +6,7 @@ more: that they stay for ever is a known fault of host-local (containernetworkin
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import time
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from atoll.engine import Engine
     from atoll.frontends.cni.words import Request
-    from atoll.model import Network
+    from atoll.model import Endpoint, Network
 
 _FOLDER: Final = "/var/lib/cni/networks"
 _MOST: Final = 1 << 16
@@ -41,6 +42,18 @@ def drop(engine: Engine, request: Request) -> None:
     for (network, text), holder in list(engine.state.holds.items()):
         if holder == request.owner and engine.state.networks[network].name == request.network:
             engine.drop_hold(network, text)
+
+
+def erase(network: Network, endpoint: Endpoint) -> None:
+    """An attachment of ours has ended: what `atoll cni uninstall` has told host-local of it is true no more."""
+    written = "\r\n".join(attachment_of(endpoint.owner)).encode()
+    for text in endpoint.addresses:
+        path = os.path.join(_FOLDER, network.name, text.partition("/")[0])
+        with contextlib.suppress(OSError):
+            with open(path, "rb") as file:
+                ours = file.read(1000) == written
+            if ours:
+                os.unlink(path)
 
 
 def collect(engine: Engine, request: Request) -> None:

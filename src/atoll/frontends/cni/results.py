@@ -97,20 +97,18 @@ def read_result(raw: Any) -> Result:
     """A result of any version, as it is given for `prevResult`. Raises `Refusal`."""
     found = convert(_Any, raw)
     singles = [single for single in (found.ip4, found.ip6) if single is not None]
-    result = Result(
+    made = Result(
         interfaces=found.interfaces,
         ips=found.ips + tuple(Ip(single.ip, single.gateway) for single in singles),
         routes=found.routes + tuple(route for single in singles for route in single.routes),
         dns=found.dns,
     )
     try:
-        for ip in result.ips:
-            ipaddress.ip_interface(ip.address)
-        for route in result.routes:
-            ipaddress.ip_network(route.dst, strict=False)
+        for text in (*(ip.address for ip in made.ips), *(route.dst for route in made.routes)):
+            ipaddress.ip_interface(text)
     except ValueError as error:
         raise Refusal(UNDECODABLE, "the result of the plugins before can't be read", str(error)[:200]) from None
-    return result
+    return made
 
 
 def form(result: Result, version: str) -> bytes:

@@ -114,8 +114,8 @@ def _end(door: Door, endpoint: str) -> Endpoint | None:
 
 
 def _reveal(door: Door, namespace: Namespace, sandbox: str) -> None:
-    """That there is no file yet, or no more, is for the next event."""
-    with contextlib.suppress(NotFound):
+    """That there is no file yet, or no more, or one that is no namespace yet, is for the next event."""
+    with contextlib.suppress(NotFound, Invalid):
         door.engine.reveal_namespace(namespace.name, sandbox)
         if not namespace.path:
             door.engine.set_resolver(namespace.name, RESOLVER, servers=namespace.servers)

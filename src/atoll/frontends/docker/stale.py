@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from atoll.errors import AtollError
-from atoll.frontends.docker import driver, protocol
+from atoll.frontends.docker import networks, protocol
+from atoll.frontends.docker.endpoints import forget_endpoint
 from atoll.frontends.docker.records import HOLDER, attached, owner
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 DRIVER: Final = "atoll"
 _OWNER: Final = owner("")
 _SOURCE: Final = "docker:"
+#: What Docker lists an endpoint under that is in no sandbox, as one that is being made or was left over.
+_NO_CONTAINER: Final = "ep-"
 
 
 class Item(NamedTuple):
@@ -130,12 +133,12 @@ def _remove(door: Door, item: Item) -> None:
     engine, records = door.engine, door.records
     match item.kind:
         case "network":
-            driver.delete_network(door, protocol.OfNetwork(network=item.id))
+            networks.delete_network(door, protocol.OfNetwork(network=item.id))
         case "endpoint" if item.id in records.endpoints:
-            driver.forget_endpoint(door, records.endpoints[item.id])
+            forget_endpoint(door, records.endpoints[item.id])
         case "orphan" if item.id in engine.state.endpoints:
             end = engine.state.endpoints[item.id]
-            engine.disconnect(end.network, end.namespace)
+            engine.disconnect(end.network, end.namespace, interface=end.interface)
         case "namespace" if item.id in engine.state.namespaces and not engine.state.endpoints_of(item.id):
             engine.remove_namespace(item.id)
         case "pool" if item.id in records.pools:
@@ -163,7 +166,7 @@ def restore(door: Door, network: DockerNetworkThere) -> str:
         ipv6=[pool for pool in pools if ":" in pool.pool],
     )
     try:
-        driver.create_network(door, call)
+        networks.create_network(door, call)
     except AtollError as error:
         return f"Docker's network {network.name[:80]} is unknown here and can't be made again: {error.what}; {help_}"
     return ""
@@ -182,6 +185,8 @@ def _bare(door: Door, there: There) -> set[str]:
         if network.driver != DRIVER:
             continue
         for container, end in (network.endpoints or {}).items():
+            if container.startswith(_NO_CONTAINER):
+                continue
             record = door.records.endpoints.get(end.endpoint)
             if record is None or (record.joined and attached(door.engine, record) is None):
                 found.add(container)

@@ -162,16 +162,18 @@ class Watch:
             self._look("container", container)
 
     async def _looked(self, kind: str, id_: str) -> None:
-        look = self._network if kind == "network" else self._container
-        while True:
-            self._looks[kind, id_] = False
-            try:
-                await look(id_)
-            except NotFound:
-                self._forget(id_)
-            if not self._looks[kind, id_]:
-                del self._looks[kind, id_]
-                return
+        look, again = self._network if kind == "network" else self._container, True
+        try:
+            while again:
+                self._looks[kind, id_] = False
+                try:
+                    await look(id_)
+                except AtollError as error:
+                    # What has gone meanwhile is no news.
+                    log.log(logging.DEBUG if isinstance(error, NotFound) else logging.WARNING, "looking at Docker's %s: %s", kind, error)
+                again = self._looks[kind, id_]
+        finally:
+            self._looks.pop((kind, id_), None)
 
     async def _network(self, id_: str) -> None:
         assert self._docker is not None  # noqa: S101 - tasks end with the connection
@@ -181,7 +183,11 @@ class Watch:
 
     async def _container(self, id_: str) -> None:
         assert self._docker is not None  # noqa: S101
-        there = await self._docker.container(id_)
+        try:
+            there = await self._docker.container(id_)
+        except NotFound:
+            self._forget(id_)
+            return
         if id_ not in self._files and not any(a.network in self._servers for a in (there.settings.networks or {}).values()):
             return
         found = await self._on_engine(lambda: follow.follow_container(self._door, there))

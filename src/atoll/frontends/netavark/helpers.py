@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 #: Podman's own (containers.conf(5)).
 DEFAULT_FOLDERS: Final = ("/usr/local/libexec/podman", "/usr/local/lib/podman", "/usr/libexec/podman", "/usr/lib/podman")
 DEFAULT_PLUGIN_FOLDERS: Final = ("/usr/local/libexec/netavark", "/usr/libexec/netavark", "/usr/local/lib/netavark", "/usr/lib/netavark")
+#: The distribution's, and the administrator's.
+DISTRIBUTED: Final = "/usr/share/containers/containers.conf"
 CONFIGURATION: Final = "/etc/containers/containers.conf"
 _MOST_BYTES: Final = 1 << 20
 #: Where we say that we come first.
@@ -53,7 +55,7 @@ def _configured(section: str, key: str, default: Iterable[str], without: str) ->
 def _files() -> list[Path]:
     """The configuration of the whole system, in the order in which Podman 4 and 5 read it; the last one counts."""
     drop_ins = sorted(path for path in _listed(Path(f"{CONFIGURATION}.d")) if path.name.endswith(".conf") and not path.is_dir())
-    return [Path("/usr/share/containers/containers.conf"), Path(CONFIGURATION), *drop_ins]
+    return [Path(DISTRIBUTED), Path(CONFIGURATION), *drop_ins]
 
 
 def _read(path: Path, section: str, key: str, before: Iterable[str]) -> list[str]:

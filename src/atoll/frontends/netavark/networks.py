@@ -69,7 +69,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
     if not per.interface_name:
         raise Invalid("no container interface name given")
     options = given.parse(driver, network.options)
-    _check_possible(network, per, driver, options)
+    _check_possible(network, driver, options)
     addressed = given.ipam(network.ipam_options) == "host-local"
     subnets = (network.subnets or ()) if addressed else ()
     prefixes = tuple(words.parse_prefix(subnet.subnet) for subnet in subnets)
@@ -99,6 +99,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
         "routes": tuple(map(route, network.routes or ())) if addressed else (),
         "default_route": options.default_route and any(subnet.gateway for subnet in subnets),
         "metric": options.metric,
+        "host_name": (per.options or {}).get("host_interface_name", "") if driver == "bridge" else "",
     }
     _servers(container.dns_servers, subnets)  # a loop is refused here as well
     gateways = {str(prefix): subnet.gateway or None for prefix, subnet in zip(prefixes, subnets, strict=True)}
@@ -137,7 +138,7 @@ _OTHER: Final = "rename one, or create Podman's with the subnet and gateway of t
 # --- parts ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _check_possible(network: words.Network, per: words.PerNetwork, driver: str, options: Options) -> None:
+def _check_possible(network: words.Network, driver: str, options: Options) -> None:
     if given.ipam(network.ipam_options) == "dhcp":
         raise Invalid(f"network {network.name}: Atoll asks no DHCP server", "create it with --subnet, or with --ipam-driver none")
     if options.vrf:
@@ -150,8 +151,6 @@ def _check_possible(network: words.Network, per: words.PerNetwork, driver: str, 
         raise Invalid("no bridge interface name given")
     if options.mode == "unmanaged" and any(":" in subnet.subnet for subnet in network.subnets or ()):
         raise Invalid(f"network {network.name}: an unmanaged bridge has no IPv6 here", "leave out its IPv6 subnets")
-    if (per.options or {}).get("host_interface_name"):
-        raise Invalid(f"network {network.name}: interfaces of the host have Atoll's names", "leave out host_interface_name")
 
 
 def _options(network: words.Network, driver: str, options: Options, way_out: Callable[[], str]) -> dict[str, str]:

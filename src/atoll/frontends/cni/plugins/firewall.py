@@ -87,6 +87,10 @@ def _read(request: Request) -> _Configuration:
 def _wanted(network: Network, configuration: _Configuration) -> Isolation:
     """How the network is to be isolated."""
     wanted = _ISOLATION[configuration.policy]
+    if network.driver != "bridge":
+        if wanted != "open":
+            raise Refusal(BAD_CONFIG, f"a {network.driver} network can't be kept apart", "its packets don't pass the host")
+        return network.isolation
     if network.labels.get(DOOR_LABEL) == "cni":
         return wanted
     if wanted == "isolated" and network.isolation == "open":
