@@ -224,7 +224,7 @@ def port_holder(port: int, protocol: str) -> str:
             continue
         with contextlib.suppress(OSError):
             if any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):
-                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+                return f"{(process / 'comm').read_text(errors='replace').strip()} (pid {process.name})"
     return ""
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from atoll.errors import AtollError
 from atoll.frontends.cni.words import attachment_of, owner_of
+from atoll.frontends.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _FOLDER: Final = "/var/lib/cni/networks"
 _MOST: Final = 1 << 16
+_LONGEST: Final = 1000
 
 
 def keep(engine: Engine, network: Network, name: str, data_dir: str) -> None:
@@ -68,15 +70,14 @@ def files(data_dir: str, name: str) -> Iterator[tuple[str, str]]:
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     try:
         names = os.listdir(folder)
-    except OSError:
+    except (OSError, ValueError):
         return
     for name in names[:_MOST]:
         try:
             address = str(ipaddress.ip_address(name))
             path = os.path.join(folder, name)
             if os.stat(path).st_mtime >= booted:
-                with open(path, encoding="utf-8", errors="replace") as file:
-                    container, _, interface = file.read(1000).strip().partition("\n")
+                container, _, interface = read_file(path, _LONGEST).decode("utf-8", "replace").strip().partition("\n")
                 yield address, owner_of(container.strip()[:200], interface.strip()[:15] or "eth0")
         except (ValueError, OSError):
             continue

@@ -203,8 +203,8 @@ def _environment(words: dict[str, str], folder: str) -> Environment:
 
 
 def is_interface(name: str) -> bool:
-    """As the kernel has it (dev_valid_name in net/core/dev.c)."""
-    return 0 < len(name.encode()) <= 15 and name not in (".", "..") and not re.search(r"[/:\s\0]", name)
+    """As the kernel has it (dev_valid_name in net/core/dev.c), and nothing that can't be shown: bytes that aren't UTF-8."""
+    return name.isprintable() and 0 < len(name.encode()) <= 15 and name not in (".", "..") and not re.search(r"[/:\s\0]", name)
 
 
 def _arguments(text: str) -> dict[str, str]:
