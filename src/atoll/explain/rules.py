@@ -7,14 +7,17 @@ changed it. Nothing is guessed.
 from __future__ import annotations
 
 import ipaddress
-from typing import Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from msgspec import structs
 
 from atoll.explain import xt
 from atoll.explain.fields import READERS, Absent, Unknown, Value, bits, constant, unknown
+from atoll.explain.legacy import PREFIX
 from atoll.explain.packet import CT_STATE, Nat, Packet
-from atoll.explain.xt import Fib
+
+if TYPE_CHECKING:
+    from atoll.explain.xt import Fib
 
 Kind = Literal["accept", "drop", "unsure"]
 
@@ -24,8 +27,8 @@ _HARMLESS: Final = frozenset({"counter", "log", "comment", "quota", "flow", "met
 _GATES: Final = frozenset({"match", "limit", "set", "map", "ct count"})
 #: What may be written to a packet without changing what is looked at here.
 _UNSEEN: Final = frozenset(
-    {("meta", "nftrace"), ("meta", "priority"), ("ct", "event"), ("ct", "label"), ("payload", "dscp"), ("payload", "ecn"), ("payload", "ttl"),
-     ("payload", "hoplimit"), ("tcp option", "size")}
+    {("meta", "nftrace"), ("meta", "priority"), ("ct", "event"), ("ct", "label"), ("payload", "dscp"), ("payload", "ecn"),
+     ("tcp option", "size")}
 )  # fmt: skip
 
 
@@ -36,8 +39,19 @@ class Rule(NamedTuple):
     handle: int
     expr: tuple[dict[str, Any], ...]
 
+    @property
+    def legacy(self) -> str:
+        """Its table in iptables-legacy; empty for a rule of nftables."""
+        return _legacy_table(self.table)
+
     def where(self) -> str:
-        return f"{self.family} {self.table} {self.chain} handle {self.handle}"
+        return f"{self.family} {self.table} {self.chain} {'number' if self.legacy else 'handle'} {self.handle}"
+
+    def remove(self) -> str:
+        """The command that would."""
+        if self.legacy:
+            return f"{self.family}tables-legacy -t {self.legacy} -D {self.chain} {self.handle}"
+        return f"nft delete rule {self.where()}"
 
 
 class Chain(NamedTuple):
@@ -52,6 +66,10 @@ class Chain(NamedTuple):
     policy: str = "accept"
     devices: tuple[str, ...] = ()
 
+    @property
+    def legacy(self) -> str:
+        return _legacy_table(self.table)
+
 
 class Outcome(NamedTuple):
     """`rule` decided (None: the chain's policy); `chain` is the base chain; `nat` what is rewritten."""
@@ -60,6 +78,10 @@ class Outcome(NamedTuple):
     chain: Chain | None = None
     rule: Rule | None = None
     nat: Nat | None = None
+
+
+def _legacy_table(table: str) -> str:
+    return table.removeprefix(PREFIX) if table.startswith(PREFIX) else ""
 
 
 def is_extension(statement: dict[str, Any], kind: str) -> bool:

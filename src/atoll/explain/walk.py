@@ -69,8 +69,7 @@ class Walk:
         before = structs.replace(packet)
         self._begin(stack, packet)
         before_dst = packet.dst
-        self._hook(stack, packet, "output")
-        if packet.dst != before_dst:
+        if self._hook(stack, packet, "output") or packet.dst != before_dst:
             route = self._out_route(stack, packet)
             packet.oif = route.oif
         self._hook(stack, packet, "postrouting")
@@ -168,14 +167,15 @@ class Walk:
             self._rulesets[stack.name] = Ruleset(stack.ruleset, lambda result, flags, packet: _fib(stack, result, flags, packet))
         return self._rulesets[stack.name]
 
-    def _hook(self, stack: Stack, packet: Packet, hook: str, *, nat: bool = True) -> None:
+    def _hook(self, stack: Stack, packet: Packet, hook: str, *, nat: bool = True) -> bool:
+        """Whether a chain of type `route` changed the mark, for which a new way is looked for."""
         family = "ip" if packet.version == 4 else "ip6"
         rules = self.rules(stack)
         chains = rules.base(hook, ("inet", family))
         if hook == "prerouting":
             ingress = [c for c in rules.base("ingress", ("netdev", "inet")) if packet.iif in c.devices]
             chains = ingress + chains
-        state, undone, rewritten = packet.state, False, False
+        state, undone, rewritten, marked = packet.state, False, False, False
         for chain in chains:
             if hook in ("prerouting", "output") and packet.tracked:
                 packet.state = CT_STATE["invalid"] if chain.priority <= _CONNTRACK or chain.hook == "ingress" else state
@@ -184,8 +184,10 @@ class Walk:
                 self._undo(stack, packet, hook)
             if chain.kind == "nat" and (not nat or rewritten or not packet.tracked or packet.state != CT_STATE["new"]):
                 continue
+            mark = packet.mark
             outcome = rules.run(chain, packet)
             self._judge(stack, packet, hook, outcome)
+            marked = marked or (chain.kind == "route" and packet.mark != mark)
             if outcome.nat is not None and chain.kind == "nat":
                 rewritten = True
                 self._rewrite(stack, packet, outcome, hook)
@@ -193,6 +195,7 @@ class Walk:
             packet.state = state
         if not undone:
             self._undo(stack, packet, hook)
+        return marked
 
     def _judge(self, stack: Stack, packet: Packet, hook: str, outcome: Outcome) -> None:
         if outcome.verdict == "accept":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 #: What `fib` finds: the result that is wanted, the flags, the packet.
 Fib = Callable[[str, tuple[str, ...], Packet], "str | int"]
 _TCP, _UDP, _ICMP, _ICMP6, _SCTP = 6, 17, 1, 58, 132
+_KINDS: Final[dict[str, Literal["match", "target"]]] = {"match": "match", "target": "target"}
 _U32: Final = 0xFFFFFFFF
 _FAMILIES: Final = {number: name for name, number in NFPROTO.items()}
 
@@ -53,8 +54,8 @@ def extensions(body: bytes) -> tuple[tuple[str, str, str, int], list[Extension]]
     listed = []
     for _, item in attribute_list(found.get(4, b"")):
         expression = attributes(item)
-        kind = string(expression.get(1, b""))
-        if kind == "match" or kind == "target":
+        kind = _KINDS.get(string(expression.get(1, b"")))
+        if kind is not None:
             data = attributes(expression.get(2, b""))
             listed.append(Extension(kind, string(data.get(1, b"")), int.from_bytes(data.get(2, b""), "big"), data.get(3, b"")))
     return where, listed
@@ -112,6 +113,10 @@ def _within(low: int, value: int, high: int) -> bool:
     return low <= value <= high
 
 
+def _unless(hit: int, inverted: int) -> bool:
+    return bool(hit) != bool(inverted)
+
+
 def _is(packet: Packet, *protocols: int) -> None:
     """Rules say the protocol before they ask for its fields; one that doesn't isn't understood."""
     if packet.protocol not in protocols:
@@ -126,30 +131,29 @@ def _tcp(info: bytes, packet: Packet, _: Fib) -> bool:
     _is(packet, _TCP)
     s_low, s_high, d_low, d_high, option, mask, wanted, inverted = struct.unpack_from("=4H4B", info)
     flags = 18 if packet.reply else 2
-    if (
-        _within(s_low, packet.sport, s_high) == bool(inverted & 1)
-        or _within(d_low, packet.dport, d_high) == bool(inverted & 2)
-        or (flags & mask == wanted) == bool(inverted & 4)
-    ):
-        return False
-    if option:
+    hit = (
+        _unless(_within(s_low, packet.sport, s_high), inverted & 1)
+        and _unless(_within(d_low, packet.dport, d_high), inverted & 2)
+        and _unless(flags & mask == wanted, inverted & 4)
+    )
+    if hit and option:
         raise Unknown("tcp option")
-    return True
+    return hit
 
 
 def _udp(info: bytes, packet: Packet, _: Fib) -> bool:
     _is(packet, _UDP)
     s_low, s_high, d_low, d_high, inverted = struct.unpack_from("=4HB", info)
-    return _within(s_low, packet.sport, s_high) != bool(inverted & 1) and _within(d_low, packet.dport, d_high) != bool(inverted & 2)
+    return _unless(_within(s_low, packet.sport, s_high), inverted & 1) and _unless(_within(d_low, packet.dport, d_high), inverted & 2)
 
 
 def _sctp(info: bytes, packet: Packet, _: Fib) -> bool:
     _is(packet, _SCTP)
     d_low, d_high, s_low, s_high = struct.unpack_from("=4H", info)
     flags, inverted = struct.unpack_from("=2I", info, 60)
-    if flags & 1 and _within(s_low, packet.sport, s_high) == bool(inverted & 1):
+    if flags & 1 and not _unless(_within(s_low, packet.sport, s_high), inverted & 1):
         return False
-    if flags & 2 and _within(d_low, packet.dport, d_high) == bool(inverted & 2):
+    if flags & 2 and not _unless(_within(d_low, packet.dport, d_high), inverted & 2):
         return False
     if flags & 4:
         raise Unknown("chunk types")
@@ -161,7 +165,7 @@ def _icmp(info: bytes, packet: Packet, _: Fib) -> bool:
     _is(packet, _ICMP, _ICMP6)
     kind, low, high, inverted = struct.unpack_from("=4B", info)
     anything = kind == 255 and packet.protocol == _ICMP
-    return (anything or (kind == packet.icmp and _within(low, 0, high))) != bool(inverted & 1)
+    return _unless(anything or (kind == packet.icmp and _within(low, 0, high)), inverted & 1)
 
 
 def _multiport(info: bytes, packet: Packet, _: Fib) -> bool:
@@ -179,24 +183,24 @@ def _multiport(info: bytes, packet: Packet, _: Fib) -> bool:
             high = ports[number]
         hit = hit or any(_within(low, port, high) for port in asked)
         number += 1
-    return hit != bool(inverted)
+    return _unless(hit, inverted)
 
 
 def _mark(info: bytes, packet: Packet, _: Fib) -> bool:
     mark, mask, inverted = struct.unpack_from("=2IB", info)
-    return (packet.mark & mask == mark) != bool(inverted)
+    return _unless(packet.mark & mask == mark, inverted)
 
 
 def _connmark(info: bytes, packet: Packet, _: Fib) -> bool:
     mark, mask, inverted = struct.unpack_from("=2IB", info)
-    return packet.is_known and (packet.connection_mark & mask == mark) != bool(inverted)
+    return packet.is_known and _unless(packet.connection_mark & mask == mark, inverted)
 
 
 def _address_type(info: bytes, packet: Packet, fib: Fib) -> bool:
     source, destination, flags = struct.unpack_from("=2HI", info)
     limits = (("iif",) if flags & 4 else ()) + (("oif",) if flags & 8 else ())
     for mask, which, inverted in ((source, "saddr", flags & 1), (destination, "daddr", flags & 2)):
-        if mask and _has_type(mask, which, limits, packet, fib) == bool(inverted):
+        if mask and not _unless(_has_type(mask, which, limits, packet, fib), inverted):
             return False
     return True
 
@@ -233,16 +237,16 @@ def _conntrack(states: str) -> Callable[[bytes, Packet, Fib], bool]:
             state = 1 << 8
         elif packet.is_known:
             state |= bool(packet.status & CT_STATUS["snat"]) << 6 | bool(packet.status & CT_STATUS["dnat"]) << 7
-        if asked & _STATE and bool(state & state_mask) == bool(inverted & _STATE):
+        if asked & _STATE and not _unless(state & state_mask, inverted & _STATE):
             return False
         if not packet.is_known:
             return bool(asked & _STATE)
-        if asked & _DIRECTION and packet.reply == bool(inverted & _DIRECTION):
+        if asked & _DIRECTION and not _unless(packet.reply, inverted & _DIRECTION):
             return False
-        if asked & _PROTO and (packet.protocol == protocol) == bool(inverted & _PROTO):
+        if asked & _PROTO and not _unless(packet.protocol == protocol, inverted & _PROTO):
             return False
         if asked & _STATUS and not status_mask & ~(CT_STATUS["snat"] | CT_STATUS["dnat"]):
-            if bool(packet.status & status_mask) == bool(inverted & _STATUS):
+            if not _unless(packet.status & status_mask, inverted & _STATUS):
                 return False
             asked &= ~_STATUS
         if asked & ~(_STATE | _PROTO | _DIRECTION | _ALIAS):
@@ -262,20 +266,20 @@ def _ip_range(info: bytes, packet: Packet, _: Fib) -> bool:
     ends = [int.from_bytes(info[at : at + size], "big") for at in (0, 16, 32, 48)]
     (flags,) = struct.unpack_from("=B", info, 64)
     sides = ((1, packet.src, ends[0], ends[1]), (2, packet.dst, ends[2], ends[3]))
-    return all(_within(low, int(side), high) != bool(flags & bit << 4) for bit, side, low, high in sides if flags & bit)
+    return all(_unless(_within(low, int(side), high), flags & bit << 4) for bit, side, low, high in sides if flags & bit)
 
 
 def _mac(info: bytes, packet: Packet, _: Fib) -> bool:
     if not packet.mac or packet.iif in ("", "lo"):
         raise Unknown("mac")
     address, inverted = struct.unpack_from("=6s2xi", info)
-    return (bytes.fromhex(packet.mac.replace(":", "")) == address) != bool(inverted)
+    return _unless(bytes.fromhex(packet.mac.replace(":", "")) == address, inverted)
 
 
 def _packet_type(info: bytes, _packet: Packet, _fib: Fib) -> bool:
     """What is led through hooks here is for this host: PACKET_HOST, 0."""
     kind, inverted = struct.unpack_from("=2i", info)
-    return (kind == 0) != bool(inverted)
+    return _unless(kind == 0, inverted)
 
 
 #: A limit lets through what comes now and then, which is what one packet is.
