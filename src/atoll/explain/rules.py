@@ -10,6 +10,8 @@ import ipaddress
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from msgspec import structs
+
 from atoll.explain.fields import READERS, Absent, Unknown, Value, bits, constant, unknown
 from atoll.explain.packet import CT_STATE, Packet
 
@@ -111,7 +113,7 @@ class Ruleset:
         except _Stop as stop:
             result = Outcome(stop.verdict, chain, stop.rule, stop.nat)
         for rule, effect in doubts:
-            if effect != result.verdict:
+            if effect != result.verdict or result.nat is not None:
                 return Outcome("unsure", chain, rule)
         return result
 
@@ -119,7 +121,7 @@ class Ruleset:
         if depth > 32:  # the kernel allows 16
             raise Unknown("chains call each other too deeply")
         for rule in self.rules.get(key, ()):
-            target, goes = self._rule(rule, packet, doubts)
+            target, goes = self._rule(rule, packet, doubts, depth)
             if target == "return":
                 return
             if target:
@@ -127,7 +129,7 @@ class Ruleset:
                 if goes:
                     return
 
-    def _rule(self, rule: Rule, packet: Packet, doubts: list[tuple[Rule, str]]) -> tuple[str, bool]:
+    def _rule(self, rule: Rule, packet: Packet, doubts: list[tuple[Rule, str]], depth: int) -> tuple[str, bool]:
         """The chain to go to and whether it doesn't come back; raises `_Stop` for a verdict."""
         doubtful = False
         for statement in rule.expr:
@@ -147,6 +149,10 @@ class Ruleset:
                         if what == "return":
                             doubts.append((rule, "unknown"))
                         continue
+                    if what == "jump" and (effect := self._if_it_went(rule, body["target"], packet, doubts, depth)) is not None:
+                        if effect:
+                            doubts.append((rule, effect))
+                        return "", False
                     doubts.append((rule, {"reject": "drop"}.get(what, what if what in ("accept", "drop") else "unknown")))
                     return "", False
                 done = self._act(rule, what, body, packet)
@@ -158,6 +164,19 @@ class Ruleset:
                 # The last three: words of a later nft, which are as unknown as those that are named so.
                 doubtful = True
         return "", False
+
+    def _if_it_went(self, rule: Rule, target: str, packet: Packet, doubts: list[tuple[Rule, str]], depth: int) -> str | None:
+        """What becomes of a packet that may be sent to a chain: a verdict, "" if it comes back as it was, None if that isn't known.
+
+        So whoever sends all that is addressed to the host through a chain of port mappings (iptables' addrtype, of which libnftables
+        tells only the name) casts no doubt on what none of them is for.
+        """
+        trial = structs.replace(packet)
+        try:
+            self._walk((rule.family, rule.table, target), trial, doubts, depth + 1)
+        except _Stop as stop:
+            return None if stop.nat or trial != packet else stop.verdict
+        return "" if trial == packet else None
 
     def _act(self, rule: Rule, what: str, body: Any, packet: Packet) -> tuple[str, bool] | None:
         if what in ("accept", "drop", "reject"):
