@@ -89,9 +89,12 @@ def _namespace(engine: Engine, request: Request, *, servers: tuple[str, ...] = (
     if known is not None:
         return known, False
     labels = _labels(request)
-    source = f"cni:{request.environment.container[:200]}"
     name = _name(engine, request)
-    return engine.adopt_namespace(name, path=path, follow=True, source=source, labels=labels, servers=servers), True
+    return engine.adopt_namespace(name, path=path, follow=True, source=_source(request), labels=labels, servers=servers), True
+
+
+def _source(request: Request) -> str:
+    return f"cni:{request.environment.container[:200]}"
 
 
 def open_netns(engine: Engine, request: Request) -> int:
@@ -147,6 +150,14 @@ def detach(engine: Engine, network: Network, endpoint: Endpoint, *, ending: bool
             engine.remove_namespace(namespace.name, ending=ending)
             return
     engine.disconnect(network.id, endpoint.namespace, interface=endpoint.interface)
+
+
+def let_go(engine: Engine, request: Request) -> None:
+    """Of the namespace that an ADD has adopted which was killed before it had connected it."""
+    namespace = engine.namespace_at(request.environment.netns)
+    if namespace is not None and namespace.source == _source(request) and not engine.state.endpoints_of(namespace.name):
+        with contextlib.suppress(Conflict):  # as above
+            engine.remove_namespace(namespace.name)
 
 
 @contextlib.contextmanager

@@ -156,6 +156,7 @@ def delete(engine: Engine, request: Request) -> None:
     try:
         network, endpoint = attachments.require(engine, request)
     except Unknown:
+        attachments.let_go(engine, request)
         leases.drop(engine, request)
         raise
     attachments.detach(engine, network, endpoint, ending=not request.environment.netns)

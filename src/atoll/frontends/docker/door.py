@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from atoll.errors import NotFound
-from atoll.frontends.docker.records import HOLDER, NETWORK_LABEL, DockerNetwork, Records
+from atoll.errors import AtollError, NotFound
+from atoll.frontends.docker.records import HOLDER, NETWORK_LABEL, SOURCE, DockerNetwork, Records
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
@@ -91,7 +92,8 @@ class Door:
         return any((other.network, other.subnet) == (pool.network, pool.subnet) for other in others)
 
     def _mend(self) -> None:
-        """What a crash left between two steps: a network that was made and not recorded, an engine's pool of which one was made."""
+        """What a crash left between two steps: a network that was made and not recorded, an engine's pool of which one was made, a namespace
+        that nothing was joined to."""
         for network in self.engine.state.networks.values():
             docker_id = network.labels.get(NETWORK_LABEL, "")
             known = self.records.networks.get(docker_id)
@@ -101,6 +103,10 @@ class Door:
         for pool in self.records.pools.values():
             if pool.network and pool.id in open_:
                 self.engine.close_pool(pool.id)
+        for namespace in self.engine.namespaces():
+            if namespace.is_external and namespace.source.startswith(SOURCE) and not self.engine.state.endpoints_of(namespace.name):
+                with contextlib.suppress(AtollError):  # a program that Atoll runs in it keeps it
+                    self.engine.remove_namespace(namespace.name)
 
 
 def _is_the_networks(network: Network, address: str) -> bool:

@@ -18,7 +18,7 @@ from msgspec import structs
 from atoll.errors import AtollError, Conflict, Invalid, NotFound
 from atoll.frontends.docker import options as words
 from atoll.frontends.docker import protocol
-from atoll.frontends.docker.records import HOLDER, DockerEndpoint, attached, namespace_of, owner
+from atoll.frontends.docker.records import HOLDER, SOURCE, DockerEndpoint, attached, namespace_of, owner
 from atoll.ipam import parse_address
 from atoll.model import check_mac
 
@@ -140,7 +140,7 @@ def join(door: Door, call: protocol.Join) -> protocol.Joined:
 def _attach(door: Door, network: Network, record: DockerEndpoint, namespace: Namespace | None) -> Endpoint:
     engine = door.engine
     name = engine.free_name(words.provisional_name(record.sandbox.rstrip("/").rpartition("/")[2]))
-    where = namespace or engine.create_external(name, source=f"docker:{record.sandbox}")
+    where = namespace or engine.create_external(name, source=f"{SOURCE}{record.sandbox}")
     try:
         return engine.connect(
             network.id,

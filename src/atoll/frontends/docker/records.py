@@ -26,6 +26,8 @@ DOOR_LABEL: Final = "atoll.door"
 NETWORK_LABEL: Final = "atoll.docker.network"
 #: For whom addresses of a network are held (`engine.hold_address`) that Docker has, also before Join and after DeleteEndpoint.
 HOLDER: Final = "docker"
+#: How the source of a sandbox's namespace begins; its key follows.
+SOURCE: Final = "docker:"
 
 
 class DockerNetwork(Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from atoll.errors import AtollError
 from atoll.frontends.docker import networks, protocol
 from atoll.frontends.docker.endpoints import forget_endpoint
-from atoll.frontends.docker.records import HOLDER, attached, owner
+from atoll.frontends.docker.records import HOLDER, SOURCE, attached, owner
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 #: Names of the driver as Docker's networks have it: the spec's file name.
 DRIVER: Final = "atoll"
 _OWNER: Final = owner("")
-_SOURCE: Final = "docker:"
 #: What Docker lists an endpoint under that is in no sandbox, as one that is being made or was left over.
 _NO_CONTAINER: Final = "ep-"
 
@@ -70,7 +69,7 @@ def here(door: Door) -> set[Item]:
     found = {Item("network", id_) for id_ in records.networks} | {Item("endpoint", id_) for id_ in records.endpoints}
     found |= {Item("pool", id_) for id_ in records.pools}
     found |= {Item("orphan", end.id) for end in engine.state.owned_by(_OWNER) if end.owner.removeprefix(_OWNER) not in records.endpoints}
-    found |= {Item("namespace", ns.name) for ns in engine.namespaces() if ns.is_external and ns.source.startswith(_SOURCE)}
+    found |= {Item("namespace", ns.name) for ns in engine.namespaces() if ns.is_external and ns.source.startswith(SOURCE)}
     found |= {Item("hold", address, network) for (network, address), holder in engine.state.holds.items() if holder == HOLDER}
     # Of a pool that was recorded and not opened, as when we were killed between the two, there are no leases.
     opened = {pool.name for pool in engine.pools()} & set(records.pools)
