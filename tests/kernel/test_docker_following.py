@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from atoll.frontends.docker import follow, stale
-from atoll.frontends.docker.api import Container, DockerNetworkThere
+from atoll.frontends.docker.api import Container, DockerNetworkThere, EndpointThere
 from tests.kernel.dockerd import Dockerd, endpoint_id, left, network_id, ports
 
 if TYPE_CHECKING:
@@ -106,6 +106,12 @@ def test_a_network_that_we_lost_is_made_again_as_it_was(dockerd: Dockerd) -> Non
     assert compare(dockerd, networks).bare == {endpoint_id(11), endpoint_id(12), endpoint_id(21)}
 
 
+def test_an_endpoint_that_is_in_no_container_needs_no_restart(dockerd: Dockerd) -> None:
+    (there,) = shown(dockerd, 1)
+    ends = {f"ep-{endpoint_id(99)}": EndpointThere(endpoint_id(99)), CONTAINER: EndpointThere(endpoint_id(98))}
+    assert compare(dockerd, [msgspec.structs.replace(there, endpoints=ends)]).bare == {CONTAINER}
+
+
 def test_a_network_gets_docker_s_name_and_usable_labels(dockerd: Dockerd) -> None:
     (there,) = shown(dockerd, 1)
     for _ in range(2):
@@ -197,3 +203,14 @@ def test_a_container_that_is_on_none_of_our_networks_is_none_of_our_business(doc
     there = msgspec.convert({"Id": CONTAINER, "Name": "/web"}, Container)
     assert follow.follow_container(dockerd.door, there) == follow.Followed()
     assert "web" not in dockerd.door.engine.state.namespaces
+
+
+def test_an_endpoint_without_a_record_goes(dockerd: Dockerd) -> None:
+    door = dockerd.door
+    (end,) = door.engine.state.owned(f"docker:{endpoint_id(12)}")
+    door.records.drop(door.records.endpoints[endpoint_id(12)])
+    found = compare(dockerd, shown(dockerd, 1, 2, 3))
+    assert found.stale == {stale.Item("orphan", end.id)}
+    assert stale.remove(door, found.stale) == []
+    assert end.id not in door.engine.state.endpoints
+    assert compare(dockerd, shown(dockerd, 1, 2, 3)).stale == set()

@@ -151,3 +151,15 @@ def test_a_sandbox_by_any_name_gets_a_namespace_of_a_proper_name(engine: Engine)
         dockerd.call("NetworkDriver.CreateEndpoint", **ids, Interface=None, Options=None)
         dockerd.call("NetworkDriver.Join", **ids, SandboxKey=key, Options=None)
     assert list(engine.state.namespaces) == ["docker", "docker-1-netid-x", "docker-1-netid-x-2", "docker-yyyyyyyyyyyy", "docker-e"]
+
+
+def test_a_network_that_somebody_removed_is_named_and_docker_can_remove_it(engine: Engine) -> None:
+    dockerd = Dockerd(engine)
+    dockerd.create_network(1)
+    engine.remove_network(dockerd.door.network(network_id(1)).name)
+    ids = {"NetworkID": network_id(1), "EndpointID": endpoint_id(1)}
+    assert "was removed from Atoll" in dockerd.refused("NetworkDriver.CreateEndpoint", **ids, Interface=None, Options=None)
+    pool = next(iter(dockerd.door.records.pools))
+    assert "was removed from Atoll" in dockerd.refused("IpamDriver.RequestAddress", PoolID=pool, Address="", Options=None)
+    dockerd.remove_network(1)
+    assert left(dockerd) == {}

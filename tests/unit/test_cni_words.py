@@ -118,6 +118,7 @@ def test_an_unknown_verb_is_refused(verb: str) -> None:
         ("CNI_IFNAME", "."),
         ("CNI_IFNAME", ".."),
         ("CNI_IFNAME", "a" * 16),
+        ("CNI_IFNAME", "eth\udcff"),
         ("CNI_NETNS", "/run/netns/a\nb"),
         ("CNI_NETNS", "/run/netns/\udcff"),
         ("CNI_NETNS", "/" + "a" * 5000),

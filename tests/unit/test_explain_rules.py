@@ -9,8 +9,8 @@ import pytest
 
 from atoll.errors import Invalid
 from atoll.explain import parse
-from atoll.explain.packet import CT_STATE, Packet
-from atoll.explain.rules import Nat, Outcome, Ruleset
+from atoll.explain.packet import CT_STATE, Nat, Packet
+from atoll.explain.rules import Outcome, Ruleset
 
 
 def packet(**fields: Any) -> Packet:

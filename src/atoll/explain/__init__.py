@@ -84,8 +84,9 @@ class _Asked:
             verdict = "no" if stopped.sure else "unsure"
             why, fix = stopped.why, self._command(stopped.fix)
             self.walk.hops.append(Hop(stopped.where, why, verdict, self.walk.reply))
-        if self.names.host.legacy and verdict == "yes":
-            verdict, why = "unsure", f"iptables-legacy has rules here (tables {', '.join(self.names.host.legacy)}) which can't be judged"
+        for stack in self.names.at([hop.where for hop in self.walk.hops]):
+            if stack.unread:
+                verdict, why, fix = "unsure", f"a table of iptables-legacy in {stack.title} can't be read: {stack.unread}", ""
         return Explanation(
             verdict,
             self.source.name,

@@ -80,9 +80,14 @@ def ruled_out(stack: Stack, packet: Packet, outcome: Outcome, text: str, names: 
     if rule is None:
         assert chain is not None  # noqa: S101
         where = f"{chain.family} {chain.table} {chain.name}"
-        return f"the policy of chain {where} is drop", f"{_inside(stack)}nft 'chain {where} {{ policy accept; }}'"
+        command = (
+            f"{chain.family}tables-legacy -t {chain.legacy} -P {chain.name} ACCEPT"
+            if chain.legacy
+            else f"nft 'chain {where} {{ policy accept; }}'"
+        )
+        return f"the policy of chain {where} is drop", f"{_inside(stack)}{command}"
     return f"{rule.where()} drops it: {text}" if outcome.verdict == "drop" else f"{rule.where()} ({text})", (
-        f"{_inside(stack)}nft delete rule {rule.where()}"
+        f"{_inside(stack)}{rule.remove()}"
     )
 
 

@@ -62,12 +62,12 @@ def ct(body: dict[str, Any], packet: Packet) -> Value:
     key = body["key"]
     if key == "state":
         return Value("state", packet.state)
-    if not packet.tracked:
+    if not packet.is_known:
         raise Absent
     if key == "status":
         return Value("status", packet.status)
     if key == "mark":
-        return Value("number", 0)
+        return Value("number", packet.connection_mark)
     if key == "direction":
         return Value("direction", "reply" if packet.reply else "original")
     raise Unknown(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -34,13 +34,27 @@ class Packet(Struct):
     iif: str = ""
     oif: str = ""
     mark: int = 0
+    connection_mark: int = 0
     state: int = CT_STATE["new"]
     status: int = 0
     reply: bool = False
     tracked: bool = True
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it belongs to a connection, for whoever sees it now."""
+        return self.state not in (CT_STATE["invalid"], CT_STATE["untracked"])
+
     def words(self) -> str:
         return f"{ends(self.src, self.sport)} to {ends(self.dst, self.dport)}"
+
+
+class Nat(NamedTuple):
+    """How a rule rewrites: `address` None is the interface's own (masquerade, redirect); `port` 0 keeps it."""
+
+    kind: Literal["dnat", "snat"]
+    address: Address | None
+    port: int
 
 
 class Hop(Struct, frozen=True):

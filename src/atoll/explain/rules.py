@@ -7,23 +7,29 @@ changed it. Nothing is guessed.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from msgspec import structs
 
+from atoll.explain import xt
 from atoll.explain.fields import READERS, Absent, Unknown, Value, bits, constant, unknown
-from atoll.explain.packet import CT_STATE, Packet
+from atoll.explain.legacy import PREFIX
+from atoll.explain.packet import CT_STATE, Nat, Packet
 
 if TYPE_CHECKING:
-    from atoll.model import Address
+    from atoll.explain.xt import Fib
 
 Kind = Literal["accept", "drop", "unsure"]
-#: What `fib` finds: the result that is wanted, the flags, the packet.
-Fib = Callable[[str, tuple[str, ...], Packet], "str | int"]
 
 #: Statements that neither decide nor change anything that is looked at here.
 _HARMLESS: Final = frozenset({"counter", "log", "comment", "quota", "flow", "meter", "ct helper", "ct timeout", "secmark", "last"})
+#: Statements that let a packet on to the next one or not: like a match, when they can't be judged.
+_GATES: Final = frozenset({"match", "limit", "set", "map", "ct count"})
+#: What may be written to a packet without changing what is looked at here.
+_UNSEEN: Final = frozenset(
+    {("meta", "nftrace"), ("meta", "priority"), ("ct", "event"), ("ct", "label"), ("payload", "dscp"), ("payload", "ecn"),
+     ("tcp option", "size")}
+)  # fmt: skip
 
 
 class Rule(NamedTuple):
@@ -33,8 +39,19 @@ class Rule(NamedTuple):
     handle: int
     expr: tuple[dict[str, Any], ...]
 
+    @property
+    def legacy(self) -> str:
+        """Its table in iptables-legacy; empty for a rule of nftables."""
+        return _legacy_table(self.table)
+
     def where(self) -> str:
-        return f"{self.family} {self.table} {self.chain} handle {self.handle}"
+        return f"{self.family} {self.table} {self.chain} {'number' if self.legacy else 'handle'} {self.handle}"
+
+    def remove(self) -> str:
+        """The command that would."""
+        if self.legacy:
+            return f"{self.family}tables-legacy -t {self.legacy} -D {self.chain} {self.handle}"
+        return f"nft delete rule {self.where()}"
 
 
 class Chain(NamedTuple):
@@ -49,13 +66,9 @@ class Chain(NamedTuple):
     policy: str = "accept"
     devices: tuple[str, ...] = ()
 
-
-class Nat(NamedTuple):
-    """How a rule rewrites: `address` None is the interface's own (masquerade, redirect); `port` 0 keeps it."""
-
-    kind: Literal["dnat", "snat"]
-    address: Address | None
-    port: int
+    @property
+    def legacy(self) -> str:
+        return _legacy_table(self.table)
 
 
 class Outcome(NamedTuple):
@@ -65,6 +78,18 @@ class Outcome(NamedTuple):
     chain: Chain | None = None
     rule: Rule | None = None
     nat: Nat | None = None
+
+
+def _legacy_table(table: str) -> str:
+    return table.removeprefix(PREFIX) if table.startswith(PREFIX) else ""
+
+
+def is_extension(statement: dict[str, Any], kind: str) -> bool:
+    return (statement.get("xt") or {}).get("type") == kind
+
+
+def _written(packet: Packet) -> tuple[int, int, bool]:
+    return packet.mark, packet.connection_mark, packet.tracked
 
 
 class _Stop(Exception):
@@ -107,13 +132,14 @@ class Ruleset:
     def run(self, chain: Chain, packet: Packet) -> Outcome:
         """What one base chain does. Marks that it sets are written to the packet."""
         doubts: list[tuple[Rule, str]] = []
+        before = _written(packet)
         try:
             self._walk(chain[:3], packet, doubts, 0)
             result = Outcome("drop" if chain.policy == "drop" else "accept", chain)
         except _Stop as stop:
             result = Outcome(stop.verdict, chain, stop.rule, stop.nat)
         for rule, effect in doubts:
-            if effect != result.verdict or result.nat is not None:
+            if effect != result.verdict or result.nat is not None or _written(packet) != before:
                 return Outcome("unsure", chain, rule)
         return result
 
@@ -135,8 +161,8 @@ class Ruleset:
         for statement in rule.expr:
             ((what, body),) = statement.items()
             try:
-                if what == "match":
-                    if not self._match(rule, body, packet):
+                if what == "match" or is_extension(statement, "match"):
+                    if not (self._match(rule, body, packet) if what == "match" else self._extension(rule, body, packet)):
                         return "", False
                     continue
                 if what == "vmap":
@@ -145,16 +171,8 @@ class Ruleset:
                         return "", False
                     ((what, body),) = found.items()
                 if doubtful:
-                    if what in _HARMLESS or what in ("continue", "return"):
-                        if what == "return":
-                            doubts.append((rule, "unknown"))
-                        continue
-                    if what == "jump" and (effect := self._if_it_went(rule, body["target"], packet, doubts, depth)) is not None:
-                        if effect:
-                            doubts.append((rule, effect))
-                        return "", False
-                    doubts.append((rule, {"reject": "drop"}.get(what, what if what in ("accept", "drop") else "unknown")))
-                    return "", False
+                    self._suppose(rule, what, body, packet, doubts, depth)
+                    continue
                 done = self._act(rule, what, body, packet)
                 if done is not None:
                     return done
@@ -163,20 +181,22 @@ class Ruleset:
             except (Unknown, KeyError, TypeError, ValueError):
                 # The last three: words of a later nft, which are as unknown as those that are named so.
                 doubtful = True
+                if what not in _GATES and not is_extension(statement, "match"):
+                    doubts.append((rule, "unknown"))
         return "", False
 
-    def _if_it_went(self, rule: Rule, target: str, packet: Packet, doubts: list[tuple[Rule, str]], depth: int) -> str | None:
-        """What becomes of a packet that may be sent to a chain: a verdict, "" if it comes back as it was, None if that isn't known.
-
-        So whoever sends all that is addressed to the host through a chain of port mappings (iptables' addrtype, of which libnftables
-        tells only the name) casts no doubt on what none of them is for.
-        """
+    def _suppose(self, rule: Rule, what: str, body: Any, packet: Packet, doubts: list[tuple[Rule, str]], depth: int) -> None:
+        """What a statement would do that may be reached or not: the doubt that it casts."""
         trial = structs.replace(packet)
         try:
-            self._walk((rule.family, rule.table, target), trial, doubts, depth + 1)
+            goes_to, for_good = self._act(rule, what, body, trial) or ("", False)
+            if goes_to and goes_to != "return" and not for_good:
+                self._walk((rule.family, rule.table, goes_to), trial, doubts, depth + 1)
+                goes_to = ""
+            if goes_to or trial != packet:
+                doubts.append((rule, "unknown"))
         except _Stop as stop:
-            return None if stop.nat or trial != packet else stop.verdict
-        return "" if trial == packet else None
+            doubts.append((rule, "unknown" if stop.nat is not None else stop.verdict))
 
     def _act(self, rule: Rule, what: str, body: Any, packet: Packet) -> tuple[str, bool] | None:
         if what in ("accept", "drop", "reject"):
@@ -191,15 +211,15 @@ class Ruleset:
             packet.tracked, packet.state = False, CT_STATE["untracked"]
         elif what == "mangle":
             key = body["key"]
+            ((kind, field),) = key.items()
             if key == {"meta": {"key": "mark"}}:
                 packet.mark = int(self._value(rule, body["value"], packet).value)
-            elif key not in ({"meta": {"key": "nftrace"}}, {"ct": {"key": "mark"}}, {"meta": {"key": "priority"}}):
+            elif key == {"ct": {"key": "mark"}}:
+                packet.connection_mark = int(self._value(rule, body["value"], packet).value) if packet.is_known else 0
+            elif (kind, field.get("key") or field.get("field")) not in _UNSEEN:
                 raise Unknown(what)
         elif what == "xt":
-            if (body or {}).get("type") == "target" and body.get("name") == "REJECT":
-                raise _Stop("drop", rule)
-            if (body or {}).get("name") not in ("comment", "LOG", "NFLOG", "CHECKSUM"):
-                raise Unknown(what)
+            self._target(rule, body or {}, packet)
         elif what == "limit":
             # It lets through what comes now and then, which is what one packet is.
             if isinstance(body, dict) and body.get("inv"):
@@ -207,6 +227,22 @@ class Ruleset:
         elif what not in _HARMLESS and what != "continue":
             raise Unknown(what)
         return None
+
+    @staticmethod
+    def _target(rule: Rule, body: dict[str, Any], packet: Packet) -> None:
+        if body.get("type") != "target" or rule.family not in ("ip", "ip6"):
+            raise Unknown("xt")
+        done = xt.act(body, packet)
+        if done is not None:
+            raise _Stop("drop", rule) if done == "drop" else _Stop("accept", rule, done)
+
+    def _extension(self, rule: Rule, body: dict[str, Any], packet: Packet) -> bool:
+        """Those of ebtables and arptables have names of their own, and the same ones for other structs."""
+        if body["name"] == "comment":
+            return True
+        if rule.family not in ("ip", "ip6"):
+            raise Unknown("xt")
+        return xt.matches(body, packet, self._fib)
 
     def _nat(self, rule: Rule, what: str, body: dict[str, Any], packet: Packet) -> Nat:
         kind: Literal["dnat", "snat"] = "dnat" if what in ("dnat", "redirect") else "snat"

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from atoll.errors import Failed, Unsupported
+from atoll.explain import legacy, xt
 from atoll.kernel import netlink, rtnl, sysctl
 from atoll.kernel.netlink import attribute, attributes, message, number, u32
-from atoll.kernel.nft import Nft, open_nft
+from atoll.kernel.nft import Nft, open_nft, open_socket, rules
 from atoll.model import address
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Stack:
         self._fd = host.open_namespace(name) if name else host.netns
         self._sock: netlink.Socket = self.run(netlink.Socket)
         self._routes: dict[bytes, Route] = {}
+        #: The first of iptables-legacy's tables that couldn't be read, and why; known with the ruleset.
+        self.unread = ""
 
     def close(self) -> None:
         self._sock.close()
@@ -168,8 +171,13 @@ class Stack:
 
     @cached_property
     def ruleset(self) -> list[dict[str, Any]]:
+        """As libnftables says it, with the expressions of iptables as the kernel holds them (see `xt`)."""
         data = json.loads(self.nft("list ruleset", _JSON | _STATELESS) or "{}")
-        return [item for item in data.get("nftables", ()) if not any(_is_probes(name, value) for name, value in item.items())]
+        found = [item for item in data.get("nftables", ()) if not any(_is_probes(name, value) for name, value in item.items())]
+        if families := xt.families(found):
+            with self.run(open_socket) as sock:
+                xt.complete(found, (body for family in families for body in rules(sock, family)))
+        return found + self._legacy
 
     @property
     def has_rules(self) -> bool:
@@ -191,6 +199,9 @@ class Stack:
         return self.run(lambda: _nft_library(library, command, flags))
 
     def rule_text(self, family: str, table: str, chain: str, handle: int) -> str:
+        if table.startswith(legacy.PREFIX):
+            same = [item["rule"] for item in self._legacy if "rule" in item and item["rule"]["handle"] == handle]
+            return next(legacy.words(rule) for rule in same if (rule["family"], rule["table"], rule["chain"]) == (family, table, chain))
         with contextlib.suppress(Failed):
             for line in self.nft(f"list chain {family} {table} {chain}").splitlines():
                 if line.endswith(f"# handle {handle}"):
@@ -198,13 +209,13 @@ class Stack:
         return ""
 
     @cached_property
-    def legacy(self) -> list[str]:
+    def _legacy(self) -> list[dict[str, Any]]:
         """The tables of iptables-legacy, which nf_tables doesn't show."""
-        found: list[str] = []
-        for name in ("ip_tables_names", "ip6_tables_names"):
-            with contextlib.suppress(OSError):
-                found += self.run(lambda name=name: Path(f"/proc/thread-self/net/{name}").read_text().split())  # type: ignore[misc]
-        return found
+        try:
+            return self.run(lambda: legacy.objects({family: _legacy_tables(family) for family in ("ip", "ip6")}))
+        except legacy.Unreadable as error:
+            self.unread = str(error)
+            return []
 
     def listens(self, protocol: str, port: int, to: Address) -> bool | None:
         """Whether a socket would take it; None where that can't be seen."""
@@ -221,6 +232,13 @@ class Stack:
             for rows in seen
             for where, local in rows
         )
+
+
+def _legacy_tables(family: str) -> list[str]:
+    try:
+        return Path(f"/proc/thread-self/net/{family}_tables_names").read_text().split()
+    except OSError:
+        return []
 
 
 def _is_probes(kind: str, value: dict[str, Any]) -> bool:

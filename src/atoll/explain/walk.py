@@ -69,8 +69,7 @@ class Walk:
         before = structs.replace(packet)
         self._begin(stack, packet)
         before_dst = packet.dst
-        self._hook(stack, packet, "output")
-        if packet.dst != before_dst:
+        if self._hook(stack, packet, "output") or packet.dst != before_dst:
             route = self._out_route(stack, packet)
             packet.oif = route.oif
         self._hook(stack, packet, "postrouting")
@@ -133,11 +132,11 @@ class Walk:
 
     def _begin(self, stack: Stack, packet: Packet) -> None:
         """The packet's state in this stack, and for an answer, the address translation undone where the kernel undoes it first."""
-        packet.tracked, packet.status = True, 0
+        packet.tracked, packet.status, packet.connection_mark = True, 0, 0
         known = self._connections.get(stack.name)
         if known is not None and self.reply and _answers(packet, known.went):
             packet.state, packet.reply = CT_STATE["established"], True
-            packet.status = known.went.status
+            packet.status, packet.connection_mark = known.went.status, known.went.connection_mark
         elif self.reply and packet.protocol in (1, 6, 58):
             # An answer without a question: to TCP and ping an invalid packet where its connection isn't known; at home it belongs to one.
             packet.state = CT_STATE["established"] if known is None and not packet.iif else CT_STATE["invalid"]
@@ -168,14 +167,15 @@ class Walk:
             self._rulesets[stack.name] = Ruleset(stack.ruleset, lambda result, flags, packet: _fib(stack, result, flags, packet))
         return self._rulesets[stack.name]
 
-    def _hook(self, stack: Stack, packet: Packet, hook: str, *, nat: bool = True) -> None:
+    def _hook(self, stack: Stack, packet: Packet, hook: str, *, nat: bool = True) -> bool:
+        """Whether a chain of type `route` changed the mark, for which a new way is looked for."""
         family = "ip" if packet.version == 4 else "ip6"
         rules = self.rules(stack)
         chains = rules.base(hook, ("inet", family))
         if hook == "prerouting":
             ingress = [c for c in rules.base("ingress", ("netdev", "inet")) if packet.iif in c.devices]
             chains = ingress + chains
-        state, undone, rewritten = packet.state, False, False
+        state, undone, rewritten, marked = packet.state, False, False, False
         for chain in chains:
             if hook in ("prerouting", "output") and packet.tracked:
                 packet.state = CT_STATE["invalid"] if chain.priority <= _CONNTRACK or chain.hook == "ingress" else state
@@ -184,15 +184,18 @@ class Walk:
                 self._undo(stack, packet, hook)
             if chain.kind == "nat" and (not nat or rewritten or not packet.tracked or packet.state != CT_STATE["new"]):
                 continue
+            mark = packet.mark
             outcome = rules.run(chain, packet)
             self._judge(stack, packet, hook, outcome)
+            marked = marked or (chain.kind == "route" and packet.mark != mark)
             if outcome.nat is not None and chain.kind == "nat":
                 rewritten = True
-                self._rewrite(stack, packet, outcome)
+                self._rewrite(stack, packet, outcome, hook)
         if packet.tracked:
             packet.state = state
         if not undone:
             self._undo(stack, packet, hook)
+        return marked
 
     def _judge(self, stack: Stack, packet: Packet, hook: str, outcome: Outcome) -> None:
         if outcome.verdict == "accept":
@@ -203,21 +206,24 @@ class Walk:
             raise Stopped(stack.title, f"rule {why} at {hook} can't be judged", sure=False)
         raise Stopped(stack.title, why, fix)
 
-    def _rewrite(self, stack: Stack, packet: Packet, outcome: Outcome) -> None:
+    def _rewrite(self, stack: Stack, packet: Packet, outcome: Outcome, hook: str) -> None:
         nat = outcome.nat
         if nat is None:
             return
         assert outcome.rule is not None  # noqa: S101
-        by = advice.name_of(outcome.rule)
+        by, old = advice.name_of(outcome.rule), packet.words()
+        port = nat.port if packet.sport else 0
         if nat.kind == "dnat":
-            target = nat.address or self._own(stack, packet, packet.iif)
-            packet.dst, packet.dport = target, nat.port or packet.dport
-            packet.status |= CT_STATUS["dnat"]
+            loopback = packet.dst.__class__("127.0.0.1" if packet.version == 4 else "::1")
+            packet.dst = nat.address or (loopback if hook == "output" else self._own(stack, packet, packet.iif))
+            packet.dport = port or packet.dport
             self.say(stack, f"{by}: goes on to {ends(packet.dst, packet.dport)}")
         else:
             packet.src = nat.address or self._own(stack, packet, packet.oif)
-            packet.status |= CT_STATUS["snat"]
+            packet.sport = port or packet.sport
             self.say(stack, f"{by}: goes on as {packet.src}")
+        if packet.words() != old:
+            packet.status |= CT_STATUS[nat.kind]
 
     def _own(self, stack: Stack, packet: Packet, interface: str) -> Address:
         route = stack.route(packet.dst, oif=interface) if interface == packet.oif else None
@@ -250,6 +256,8 @@ class Walk:
         if not far.links[name].up:
             raise Stopped(far.title, f"{self.names.link(name)}, the other end of {link.name}, is down", advice.up(far, name))
         packet.mac = link.mac
+        if far is not stack:
+            packet.mark = 0  # between namespaces the kernel takes it off
         bridge = far.master(name)
         if not bridge:
             if self.names.is_port(name):
@@ -278,6 +286,7 @@ class Walk:
             self.say(host, f"{self.names.link(port)}: comes to the host by {self.names.link(way[-1][0])}")
             return self.receive(target, packet, way[-1][0])
         self.say(host, f"{self.names.link(bridge)}: from {self.names.link(port)} to {self.names.link(way[-1][1])}")
+        packet.mark = 0
         return self.receive(target, packet, name)
 
     def _from_bridge(self, host: Stack, packet: Packet, hop: Address) -> Arrived:
@@ -292,6 +301,7 @@ class Walk:
         packet.mac = host.links[bridge].mac
         self._bridge_hook(host, packet, "output")
         self.say(host, f"{self.names.link(bridge)}: out to {self.names.link(way[-1][1])}")
+        packet.mark = 0
         return self.receive(target, packet, name)
 
     def _find(

@@ -20,7 +20,7 @@ MOST = 16 << 20
 STARTING = 45
 ATTEMPTS = 3
 IO_FAILED, TRY_AGAIN = 5, 11
-KEPT = (b"PATH", b"HOME", b"LANG", b"TZ", b"TMPDIR", b"DBUS_SYSTEM_BUS_ADDRESS")
+KEPT = (b"PATH", b"LANG", b"TZ", b"TMPDIR", b"DBUS_SYSTEM_BUS_ADDRESS")
 
 
 class Failure(Exception):
@@ -188,10 +188,12 @@ def reach(program: bytes, arguments: list[bytes], data: bytes) -> _socket.socket
     import time
 
     deadline = time.monotonic() + STARTING
+    mask = posix.umask(0o022)
     try:  # noqa: SIM105 - contextlib would have to be imported
         posix.mkdir(RUN, 0o755)
     except OSError:
         pass
+    posix.umask(mask)
     try:
         lock = posix.open(f"{RUN}/doors.lock", posix.O_RDWR | posix.O_CREAT, 0o600)
     except OSError as error:

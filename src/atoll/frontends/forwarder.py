@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from atoll import paths
 from atoll.errors import Denied, Failed, Invalid, NotFound
+from atoll.frontends.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -214,9 +215,7 @@ def _kept(path: str) -> str:
 def _content(path: str) -> bytes:
     """Of a regular file that is small enough, else nothing."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            about = os.fstat(file.fileno())
-            return file.read() if stat.S_ISREG(about.st_mode) and about.st_size <= _MOST else b""
+        return read_file(path, _MOST)
     except OSError:
         return b""
 

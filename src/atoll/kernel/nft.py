@@ -204,6 +204,11 @@ def _element(element: Element, *, with_data: bool) -> bytes:
 # --- what is there -------------------------------------------------------------------------------------------------------------------
 
 
+def rules(sock: netlink.Socket, family: str) -> Iterator[bytes]:
+    """All rules of a family's tables, each a message (linux/netfilter/nf_tables.h, nft_rule_attributes)."""
+    return (answer.body for answer in sock.dump(_request(_GET_RULE, family)))
+
+
 def elements(sock: netlink.Socket, family: str, table: str, name: str) -> Iterator[Element]:
     """All elements of a set or map. Raises `NetlinkError` ENOENT where there is none."""
     for answer in sock.dump(_request(_GET_ELEMENT, family, _name(1, table), _name(2, name))):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from atoll.errors import NotFound
 from atoll.frontends.docker.records import HOLDER, NETWORK_LABEL, DockerNetwork, Records
 
 if TYPE_CHECKING:
@@ -27,7 +28,17 @@ class Door:
 
     def network(self, docker_id: str) -> Network:
         """Atoll's network for one of Docker's. Raises `NotFound`."""
-        return self.engine.state.network(self.records.network(docker_id).network)
+        return self._network(self.records.network(docker_id).network)
+
+    def network_of(self, pool: DockerPool) -> Network:
+        """The network that a pool has become. Raises `NotFound`."""
+        return self._network(pool.network)
+
+    def _network(self, id_: str) -> Network:
+        found = self.engine.state.networks.get(id_)
+        if found is None:
+            raise NotFound("the network was removed from Atoll", "docker network rm, and create it anew")
+        return found
 
     def pool_of(self, docker_network: str, address: str) -> DockerPool | None:
         """The pool of our IPAM driver that an address of one of Docker's networks is from; None when Docker's own has it."""

@@ -72,8 +72,7 @@ def _mac(door: Door, network: Network, record: DockerEndpoint, wanted: str) -> s
     if wanted:
         return check_mac(wanted)
     made = "02:42:" + parse_address(record.addresses[0].partition("/")[0], "address").packed[-4:].hex(":")
-    taken = {endpoint.mac for endpoint in door.records.on_network(record.network)}
-    while made in taken or door.engine.state.mac_taken(network, made):
+    while door.engine.state.mac_taken(network, made):
         made = door.engine.new_mac()
     return made
 
@@ -249,9 +248,9 @@ def forget_endpoint(door: Door, record: DockerEndpoint, *, keep: bool = False) -
 
 def forget_holder(door: Door, docker_network: str, address: str) -> None:
     """Docker has an endpoint's address for another's, or for free: it has forgotten the endpoint, as after it was killed."""
-    for record in door.records.on_network(docker_network):
-        if any(text.partition("/")[0] == address for text in record.addresses):
-            forget_endpoint(door, record)
+    record = door.records.holding(docker_network, address)
+    if record is not None:
+        forget_endpoint(door, record)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------------------

@@ -100,6 +100,8 @@ class Records:
         self._endpoints = _load(store, DockerEndpoint)
         self._pools = _load(store, DockerPool)
         self._sandboxes: dict[str, set[str]] = {}
+        self._of_network: dict[str, dict[str, None]] = {}
+        self._holding: dict[tuple[str, str], str] = {}
         for endpoint in self._endpoints.values():
             self._index(endpoint)
 
@@ -128,7 +130,12 @@ class Records:
 
     def on_network(self, id_: str) -> list[DockerEndpoint]:
         """The endpoints of one of Docker's networks."""
-        return [endpoint for endpoint in self._endpoints.values() if endpoint.network == id_]
+        return [self._endpoints[endpoint] for endpoint in self._of_network.get(id_, ())]
+
+    def holding(self, network: str, address: str) -> DockerEndpoint | None:
+        """The endpoint on one of Docker's networks that has an address."""
+        id_ = self._holding.get((network, address))
+        return self._endpoints[id_] if id_ is not None else None
 
     def in_sandbox(self, key: str) -> list[DockerEndpoint]:
         """The endpoints of a sandbox: one container's, also those that have left it and are not deleted yet."""
@@ -160,12 +167,23 @@ class Records:
             self._endpoints.pop(record.id, None)
 
     def _index(self, endpoint: DockerEndpoint) -> None:
+        self._of_network.setdefault(endpoint.network, {})[endpoint.id] = None
+        for address in _bare(endpoint):
+            self._holding[endpoint.network, address] = endpoint.id
         if endpoint.sandbox:
             self._sandboxes.setdefault(endpoint.sandbox, set()).add(endpoint.id)
 
     def _unindex(self, id_: str) -> None:
         known = self._endpoints.get(id_)
-        if known is not None and known.sandbox:
+        if known is None:
+            return
+        self._of_network[known.network].pop(id_)
+        if not self._of_network[known.network]:
+            del self._of_network[known.network]
+        for address in _bare(known):
+            if self._holding.get((known.network, address)) == id_:
+                del self._holding[known.network, address]
+        if known.sandbox:
             members = self._sandboxes[known.sandbox]
             members.discard(id_)
             if not members:
@@ -185,6 +203,10 @@ def _load(store: Store, kind: type[T]) -> dict[str, T]:
         except msgspec.DecodeError as error:
             raise Failed(f"the state file's record {_FACTS[kind]}{id_} can't be read: {error}", "restore it from a copy") from None
     return found
+
+
+def _bare(endpoint: DockerEndpoint) -> list[str]:
+    return [text.partition("/")[0] for text in endpoint.addresses]
 
 
 # --- from Docker's words to Atoll's objects ------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 DRIVER: Final = "atoll"
 _OWNER: Final = owner("")
 _SOURCE: Final = "docker:"
+#: What Docker lists an endpoint under that is in no sandbox, as one that is being made or was left over.
+_NO_CONTAINER: Final = "ep-"
 
 
 class Item(NamedTuple):
@@ -136,7 +138,7 @@ def _remove(door: Door, item: Item) -> None:
             forget_endpoint(door, records.endpoints[item.id])
         case "orphan" if item.id in engine.state.endpoints:
             end = engine.state.endpoints[item.id]
-            engine.disconnect(end.network, end.namespace)
+            engine.disconnect(end.network, end.namespace, interface=end.interface)
         case "namespace" if item.id in engine.state.namespaces and not engine.state.endpoints_of(item.id):
             engine.remove_namespace(item.id)
         case "pool" if item.id in records.pools:
@@ -183,6 +185,8 @@ def _bare(door: Door, there: There) -> set[str]:
         if network.driver != DRIVER:
             continue
         for container, end in (network.endpoints or {}).items():
+            if container.startswith(_NO_CONTAINER):
+                continue
             record = door.records.endpoints.get(end.endpoint)
             if record is None or (record.joined and attached(door.engine, record) is None):
                 found.add(container)

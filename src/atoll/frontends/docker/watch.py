@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from atoll.errors import AtollError, NotFound
 from atoll.frontends.docker import follow, stale
 from atoll.frontends.docker.api import Docker, may_connect, shares, socket_path
-from atoll.frontends.docker.resolv import ResolvFiles, nameservers
+from atoll.frontends.docker.resolv import ResolvFiles, servers_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -193,7 +193,7 @@ class Watch:
         found = await self._on_engine(lambda: follow.follow_container(self._door, there))
         self._note(id_, found.problem)
         self._asks[id_] = dict(found.servers)
-        self._point(id_, there.resolv_conf)
+        self._point(id_, self._path(id_))
 
     def _note(self, key: str, problem: str) -> None:
         """Say a problem once, and keep it for `atoll status`."""
@@ -213,15 +213,19 @@ class Watch:
             servers = await self._on_engine(lambda: follow.servers_of(self._door, network))
         if servers and self._info is not None:
             self._servers[network] = servers
-            path = f"{self._info.root}/containers/{container}/resolv.conf"
+            path = self._path(container)
             if container in self._files or not self._asks_us(path):
                 self._asks.setdefault(container, {})[network] = servers
                 self._point(container, path)
 
+    def _path(self, container: str) -> str:
+        """Docker's own file for a container. What Docker says of it is another where its user has mounted one of his own there."""
+        return f"{self._info.root}/containers/{container}/resolv.conf" if self._info is not None else ""
+
     def _asks_us(self, path: str) -> bool:
         """Whether a file that Docker alone has written yet names a gateway of ours: its user did, with `--dns`."""
-        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-            return not set().union(*self._servers.values()).isdisjoint(nameservers(file.read()))
+        with contextlib.suppress(OSError):
+            return not set().union(*self._servers.values()).isdisjoint(servers_in(path))
         return False
 
     def _point(self, container: str, path: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from atoll.frontends import forwarder
+from atoll.frontends.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +19,7 @@ DEFAULT_PLUGIN_FOLDERS: Final = ("/usr/local/libexec/netavark", "/usr/libexec/ne
 #: The distribution's, and the administrator's.
 DISTRIBUTED: Final = "/usr/share/containers/containers.conf"
 CONFIGURATION: Final = "/etc/containers/containers.conf"
+_MOST_BYTES: Final = 1 << 20
 #: Where we say that we come first.
 DROP_IN: Final = f"{CONFIGURATION}.d/atoll.conf"
 
@@ -59,7 +61,7 @@ def _files() -> list[Path]:
 def _read(path: Path, section: str, key: str, before: Iterable[str]) -> list[str]:
     """The folders after this file has been read. A list replaces the one before it, but with `{append=true}` (Podman 5)."""
     try:
-        value = tomllib.loads(path.read_text(encoding="utf-8")).get(section, {}).get(key)
+        value = tomllib.loads(read_file(str(path), _MOST_BYTES).decode()).get(section, {}).get(key)
     except (OSError, ValueError, AttributeError):
         return list(before)
     if not isinstance(value, list):
