@@ -58,3 +58,33 @@ def test_what_no_dockerd_says_is_refused_in_dockers_form(atoll: CommandLine) -> 
     assert said(path, "NetworkDriver.Join", b"[" * 1_000_000)[0] == 400
     assert said(path, "NetworkDriver.Join", b"[" * ((16 << 20) + 1))[0] == 413
     assert said(path, "NetworkDriver.DeleteNetwork", b'{"NetworkID":"ab"}') == (200, {})
+
+
+def test_what_is_dockers_is_not_taken_away_by_mistake(atoll: CommandLine) -> None:
+    atoll.says("network", "create", "shared", "--subnet", "10.5.0.0/24")
+    path = atoll.daemon.socket.with_name("docker.sock")
+    new, joined, end = "ab" * 32, "cd" * 32, "ef" * 32
+    options = {"com.docker.network.generic": {"network": "shared"}}
+    for id_, pool, more in ((new, "10.6.0.0/24", {}), (joined, "10.5.0.0/24", options)):
+        body = {"NetworkID": id_, "Options": more, "IPv4Data": [{"AddressSpace": "LocalDefault", "Pool": pool}]}
+        assert said(path, "NetworkDriver.CreateNetwork", json.dumps(body).encode()) == (200, {})
+    own = f"docker-{new[:12]}"
+    assert atoll.says("network", "prune") == ""
+    for name in (own, "shared"):
+        words = f"network {name} is one of Docker's; docker network rm {name}, or --force"
+        assert atoll.fails(4, "network", "rm", name) == atoll.fails(4, "network", "rm", name, "--dry-run") == words
+
+    ids = {"NetworkID": new, "EndpointID": end}
+    made = json.dumps(ids | {"Interface": {"Address": "10.6.0.2/24"}}).encode()
+    assert said(path, "NetworkDriver.CreateEndpoint", made)[0] == 200
+    assert said(path, "NetworkDriver.Join", json.dumps(ids | {"SandboxKey": "/var/run/docker/netns/0123456789ab"}).encode())[0] == 200
+    container = atoll.says("ns", "ls", "-q").strip()
+    words = f"Docker sets up what is inside {container}; docker network connect shared {container}"
+    assert atoll.fails(4, "connect", "shared", container) == atoll.fails(4, "connect", "shared", container, "--dry-run") == words
+    atoll.says("publish", container, "8080:80")
+
+    assert said(path, "NetworkDriver.DeleteEndpoint", json.dumps(ids).encode())[0] == 200
+    assert atoll.says("network", "rm", own, "--force") == f"{own}\n"
+    for id_ in (new, joined):
+        assert said(path, "NetworkDriver.DeleteNetwork", json.dumps({"NetworkID": id_}).encode()) == (200, {})
+    assert atoll.says("network", "prune") == "shared\n"

@@ -214,16 +214,17 @@ def _retire(folder: str, *, retired: bool) -> None:
 
 
 def _leave_leases(left: list[tuple[str, dict[str, Any]]]) -> None:
-    """So that no new container gets the address of one that goes on; the reference host-local forgets it when the machine is started anew,
-    or by hand."""
-    for _, end in left:
+    """So that no new container gets the address of one that goes on; nor of one that has just ended, still known to neighbours: host-local
+    goes on after the last one given out."""
+    for _, end in sorted(left, key=lambda pair: float(pair[1]["created"])):
         container, _, interface = end["owner"].removeprefix("cni:").partition("/")
         folder = os.path.join(_LEASES, end["network"])
         with _said(f"writing to {folder}"):
             os.makedirs(folder, mode=0o755, exist_ok=True)
-            for address in end["addresses"]:
-                with open(os.path.join(folder, address.partition("/")[0]), "w", encoding="utf-8") as file:
-                    file.write(f"{container}\r\n{interface}")
+            for number, address in enumerate(text.partition("/")[0] for text in end["addresses"]):
+                for name, words in ((address, f"{container}\r\n{interface}"), (f"last_reserved_ip.{number}", address)):
+                    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                        file.write(words)
 
 
 # --- configurations ------------------------------------------------------------------------------------------------------------------

@@ -125,8 +125,12 @@ class Ruleset:
         self._dormant = dormant
 
     def base(self, hook: str, families: tuple[str, ...]) -> list[Chain]:
-        """The base chains of a hook, in the order in which a packet meets them."""
-        found = [c for c in self.chains.values() if c.hook == hook and c.family in families and (c.family, c.table) not in self._dormant]
+        """The base chains of a hook, in the order in which a packet meets them: of those with one priority the newest comes first."""
+        found = [
+            c
+            for c in reversed(self.chains.values())
+            if c.hook == hook and c.family in families and (c.family, c.table) not in self._dormant
+        ]
         return sorted(found, key=lambda chain: chain.priority)
 
     def run(self, chain: Chain, packet: Packet) -> Outcome:

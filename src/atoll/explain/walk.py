@@ -13,7 +13,7 @@ from msgspec import structs
 
 from atoll.explain import advice
 from atoll.explain.packet import ADVERTISE, CT_STATE, CT_STATUS, SOLICIT, Hop, Packet, ends
-from atoll.explain.rules import Outcome, Ruleset
+from atoll.explain.rules import Chain, Outcome, Ruleset
 from atoll.explain.snapshot import BROADCAST, LOCAL, MULTICAST, Route, Stack
 
 if TYPE_CHECKING:
@@ -175,27 +175,41 @@ class Walk:
         if hook == "prerouting":
             ingress = [c for c in rules.base("ingress", ("netdev", "inet")) if packet.iif in c.devices]
             chains = ingress + chains
-        state, undone, rewritten, marked = packet.state, False, False, False
+        state, undone, marked = packet.state, False, False
+        rewritten: tuple[Chain, Packet] | None = None
         for chain in chains:
             if hook in ("prerouting", "output") and packet.tracked:
                 packet.state = CT_STATE["invalid"] if chain.priority <= _CONNTRACK or chain.hook == "ingress" else state
             if not undone and chain.priority > _CONNTRACK and (hook in ("prerouting", "output") or chain.priority >= 100):
                 undone = True
                 self._undo(stack, packet, hook)
-            if chain.kind == "nat" and (not nat or rewritten or not packet.tracked or packet.state != CT_STATE["new"]):
+            if chain.kind == "nat" and (not nat or not packet.tracked or packet.state != CT_STATE["new"]):
                 continue
-            mark = packet.mark
+            if chain.kind == "nat" and rewritten is not None:
+                if chain.priority == rewritten[0].priority:
+                    self._compare(stack, chain, *rewritten)
+                continue
+            mark, before = packet.mark, structs.replace(packet)
             outcome = rules.run(chain, packet)
             self._judge(stack, packet, hook, outcome)
             marked = marked or (chain.kind == "route" and packet.mark != mark)
             if outcome.nat is not None and chain.kind == "nat":
-                rewritten = True
+                rewritten = chain, before
                 self._rewrite(stack, packet, outcome, hook)
         if packet.tracked:
             packet.state = state
         if not undone:
             self._undo(stack, packet, hook)
         return marked
+
+    def _compare(self, stack: Stack, chain: Chain, decided: Chain, packet: Packet) -> None:
+        """Two chains with one priority that both rewrite: which one is asked first depends on when they were made, which can't be seen
+        for sure."""
+        rules = self.rules(stack)
+        first, second = (rules.run(chain, structs.replace(packet)) for chain in (decided, chain))
+        if (second.nat or second.verdict != "accept") and second.nat != first.nat:
+            names = " and ".join(f"{c.family} {c.table} {c.name}" for c in (decided, chain))
+            raise Stopped(stack.title, f"chains {names} have the same priority and rewrite differently", sure=False)
 
     def _judge(self, stack: Stack, packet: Packet, hook: str, outcome: Outcome) -> None:
         if outcome.verdict == "accept":

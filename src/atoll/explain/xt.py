@@ -241,7 +241,7 @@ def _conntrack(states: str) -> Callable[[bytes, Packet, Fib], bool]:
             return False
         if not packet.is_known:
             return bool(asked & _STATE)
-        if asked & _DIRECTION and not _unless(packet.reply, inverted & _DIRECTION):
+        if asked & _DIRECTION and not _unless(not packet.reply, inverted & _DIRECTION):
             return False
         if asked & _PROTO and not _unless(packet.protocol == protocol, inverted & _PROTO):
             return False

@@ -98,9 +98,9 @@ class Records:
         """Raises `Failed` on one that can't be read."""
         self._store = store
         self._encode = msgspec.json.Encoder().encode
-        self._networks = self._load(DockerNetwork)
-        self._endpoints = self._load(DockerEndpoint)
-        self._pools = self._load(DockerPool)
+        self._networks = known_networks(store)
+        self._endpoints = _load(store, DockerEndpoint)
+        self._pools = _load(store, DockerPool)
         self._sandboxes: dict[str, set[str]] = {}
         self._of_network: dict[str, dict[str, None]] = {}
         self._holding: dict[tuple[str, str], str] = {}
@@ -191,14 +191,20 @@ class Records:
             if not members:
                 del self._sandboxes[known.sandbox]
 
-    def _load(self, kind: type[T]) -> dict[str, T]:
-        found: dict[str, T] = {}
-        for id_, text in self._store.facts(_FACTS[kind]).items():
-            try:
-                found[id_] = msgspec.json.decode(text, type=kind)
-            except msgspec.DecodeError as error:
-                raise Failed(f"the state file's record {_FACTS[kind]}{id_} can't be read: {error}", "restore it from a copy") from None
-        return found
+
+def known_networks(store: Store) -> dict[str, DockerNetwork]:
+    """Docker's networks by its id, from the store. Raises `Failed` on one that can't be read."""
+    return _load(store, DockerNetwork)
+
+
+def _load(store: Store, kind: type[T]) -> dict[str, T]:
+    found: dict[str, T] = {}
+    for id_, text in store.facts(_FACTS[kind]).items():
+        try:
+            found[id_] = msgspec.json.decode(text, type=kind)
+        except msgspec.DecodeError as error:
+            raise Failed(f"the state file's record {_FACTS[kind]}{id_} can't be read: {error}", "restore it from a copy") from None
+    return found
 
 
 def _bare(endpoint: DockerEndpoint) -> list[str]:
