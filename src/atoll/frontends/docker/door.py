@@ -92,7 +92,7 @@ class Door:
         return any((other.network, other.subnet) == (pool.network, pool.subnet) for other in others)
 
     def _mend(self) -> None:
-        """What a crash left between two steps: a network that was made and not recorded, an engine's pool of which one was made, a namespace
+        """What a crash left between two steps: a network that was made and not recorded, an engine's pool that has become one, a namespace
         that nothing was joined to."""
         for network in self.engine.state.networks.values():
             docker_id = network.labels.get(NETWORK_LABEL, "")
