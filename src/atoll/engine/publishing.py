@@ -226,7 +226,7 @@ class PortVerbs(Base):
         for port in ports:
             if port.host_version and port.host_version not in families:
                 raise Invalid(
-                    f"{port} is on an IPv{port.host_version} address, and network {network.name} has no IPv{port.host_version}",
+                    f"{port} is on an IPv{port.host_version} address, and there is none for it on network {network.name}",
                     f"publish on an IPv{10 - port.host_version} address, or on none in particular",
                 )
 
