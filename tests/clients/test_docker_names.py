@@ -66,6 +66,7 @@ def test_names_are_known_both_ways(made: DockerHost) -> None:
         assert box in made.atoll("dns", "lookup", name, "--from", "r1")
         assert made.lookup("box", name) == [box]
     assert made.lookup("box", "r1") == made.lookup("box", "r1.web.atoll") == [r1]
+    assert made.atoll("dns", "lookup", "r1", "--from", "box") == f"{r1}\n"
     assert made.lookup("box", "www.example") == ["198.51.100.1"]
     assert made.lookup("box", "nobody.atoll") == []
 

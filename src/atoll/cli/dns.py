@@ -12,6 +12,7 @@ import click
 from atoll.cli import client, output, own_file
 from atoll.cli.enter import enter
 from atoll.errors import Invalid, NotFound, one_line
+from atoll.words import CLIENTS
 
 #: What has the host's own resolver ask us about names below `atoll`: the file, what it says, and what makes the resolver read it.
 _DROP_INS: Final = {
@@ -57,7 +58,7 @@ def lookup(name: str, kind: str, namespace: str, server: str, form: str) -> None
     name, kinds = _question(name, kind.upper(), list(ask.TYPES))
     if server:
         _check_server(server)
-    server = server or ("" if namespace else _gateway())
+    server = server or (_of_container(namespace) if namespace else _gateway())
     _go(namespace)
     server = server or _first_nameserver(namespace)
     found: list[ask.Record] = []
@@ -95,6 +96,14 @@ def _gateway() -> str:
             if subnet.get("gateway"):
                 return str(subnet["gateway"])
     raise NotFound("no network has names", "atoll network create NAME makes one that has")
+
+
+def _of_container(namespace: str) -> str:
+    """Whom a client's container asks first: its resolv.conf is in a file system of its own, where we don't get. Empty for others."""
+    found = client.get(f"/v1/namespaces/{client.quote(namespace)}")
+    names = [end["network"] for end in found["endpoints"]] if found["who"] in CLIENTS else []
+    networks = [client.get(f"/v1/networks/{client.quote(name)}") for name in names]
+    return next((gateway for network in networks if network.get("dns") for gateway in _gateways(network)), "")
 
 
 def _go(namespace: str) -> None:
