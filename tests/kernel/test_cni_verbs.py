@@ -388,7 +388,7 @@ def test_what_atoll_does_not_do_the_replaced_plugin_does(
         ({}, {"ipam": {"type": "host-local", "subnet": "127.0.0.0/8"}}, 7),
         ({}, {"ipam": {"type": "host-local", "subnet": "224.0.0.0/8"}}, 7),
         ({}, {"ipam": {"type": "host-local", "subnet": "10.5.0.0/24", "resolvConf": "/nowhere"}}, 5),
-        ({}, {"ipam": {"type": "host-local", "subnet": "10.5.0.0/24", "resolvConf": "/dev/zero"}}, 6),
+        ({}, {"ipam": {"type": "host-local", "subnet": "10.5.0.0/24", "resolvConf": "/dev/zero"}}, 5),
         ({}, {"hairpinMode": True, "promiscMode": True}, 7),
         ({}, {"runtimeConfig": {"mac": "01:00:00:00:00:00"}}, 7),
         ({}, {"runtimeConfig": {"mac": "nonsense"}}, 7),

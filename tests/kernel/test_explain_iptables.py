@@ -37,7 +37,7 @@ class Way(NamedTuple):
 def ways(version: int) -> list[Way]:
     led = [("r1", OUTSIDE[version], 80), ("r1", OUTSIDE[version], 90), ("host", OUTSIDE[version], 80), ("host", R1[version], 90)]
     led += [("outside", FACING[version], PUBLISHED), ("outside", FACING[version], 80), ("r1", FACING[version], PUBLISHED)]
-    return [Way(*way, transport) for way in led for transport in ("tcp", "udp")]  # type: ignore[arg-type]
+    return [Way(*way, transport) for way in led for transport in ("tcp", "udp")]
 
 
 # --- rules ---------------------------------------------------------------------------------------------------------------------------
@@ -98,11 +98,17 @@ def actions(version: int, table: str, chain: str) -> st.SearchStrategy[str]:
         return st.sampled_from(common)
     own = {
         "raw": ["CT --notrack", "NOTRACK"] if version == 4 else ["CT --notrack"],
-        "mangle": ["MARK --set-xmark 1/3", "MARK --or-mark 2", "CONNMARK --save-mark", "CONNMARK --restore-mark", "CONNMARK --set-xmark 2/2"],
+        "mangle": [
+            "MARK --set-xmark 1/3", "MARK --or-mark 2",
+            "CONNMARK --save-mark", "CONNMARK --restore-mark", "CONNMARK --set-xmark 2/2",
+        ],
         "filter": ["REJECT", "DROP"],
         "nat": [f"SNAT --to-source {FACING[version]}", "MASQUERADE"]
         if chain == "POSTROUTING"
-        else ["REDIRECT", f"DNAT --to-destination {to(R2[version])}", f"DNAT --to-destination {to(R1[version])}:90", "REDIRECT --to-ports 80"],
+        else [
+            "REDIRECT", "REDIRECT --to-ports 80",
+            f"DNAT --to-destination {to(R2[version])}", f"DNAT --to-destination {to(R1[version])}:90",
+        ],
     }[table]  # fmt: skip
     needs_protocol = ("--to-ports", "]:", ":90")
     return st.sampled_from([*common, *own, *own, "side"]).map(
