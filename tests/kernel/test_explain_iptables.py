@@ -101,25 +101,10 @@ def actions(version: int, table: str, chain: str) -> st.SearchStrategy[str]:
     marks = ["MARK --set-xmark 1/3", "MARK --or-mark 2", *(f"CONNMARK --{how}" for how in ("save-mark", "restore-mark", "set-xmark 2/2"))]
     own = {
         "raw": ["CT --notrack", "NOTRACK"] if version == 4 else ["CT --notrack"],
-<<<<<<< HEAD
-        "mangle": [
-            "MARK --set-xmark 1/3", "MARK --or-mark 2",
-            "CONNMARK --save-mark", "CONNMARK --restore-mark", "CONNMARK --set-xmark 2/2",
-        ],
-        "filter": ["REJECT", "DROP"],
-        "nat": [f"SNAT --to-source {FACING[version]}", "MASQUERADE"]
-        if chain == "POSTROUTING"
-        else [
-            "REDIRECT", "REDIRECT --to-ports 80",
-            f"DNAT --to-destination {to(R2[version])}", f"DNAT --to-destination {to(R1[version])}:90",
-        ],
-    }[table]  # fmt: skip
-=======
         "mangle": marks,
         "filter": ["REJECT", "DROP"],
         "nat": [f"SNAT --to-source {FACING[version]}", "MASQUERADE"] if chain == "POSTROUTING" else [*arriving, "REDIRECT --to-ports 80"],
     }[table]
->>>>>>> explain-xt
     needs_protocol = ("--to-ports", "]:", ":90")
     return st.sampled_from([*common, *own, *own, "side"]).map(
         lambda said: f"{said} -p tcp" if any(word in said for word in needs_protocol) else said
