@@ -39,6 +39,8 @@ class Packet(Struct):
     status: int = 0
     reply: bool = False
     tracked: bool = True
+    #: The port of a bridge by which it came up to this host.
+    port: str = ""
 
     @property
     def is_known(self) -> bool:

@@ -112,6 +112,20 @@ class Stack:
     def setting(self, name: str) -> str:
         return self.run(lambda: sysctl.read(name)) or ""
 
+    # --- who is behind a link ---
+
+    def neighbour(self, name: str, wanted: Address) -> str:
+        """The link address that the kernel knows of an address, empty when it knows none."""
+        family = socket.AF_INET if wanted.version == 4 else socket.AF_INET6
+        rows = rtnl.neighbours(self._sock, family)
+        return next((row.mac for row in rows if row.address == wanted.packed and row.ifindex == self.links[name].ifindex), "")
+
+    def port_of(self, bridge: str, mac: str) -> str:
+        """The port of a bridge behind which a link address was seen."""
+        ports = {link.ifindex: link.name for link in self.ports(bridge)}
+        rows = rtnl.neighbours(self._sock, socket.AF_BRIDGE) if mac else []
+        return next((ports[row.ifindex] for row in rows if row.mac == mac and row.ifindex in ports), "")
+
     # --- routes ---
 
     def route(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: A packet that met this many stacks goes round in circles.
 _MOST: Final = 24
 _CONNTRACK: Final = -200
+#: br_netfilter's settings by version.
+_CALLS: Final = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
 
 
 class Stopped(Exception):
@@ -86,6 +88,8 @@ class Walk:
         if self._met > _MOST:
             raise Stopped(stack.title, "the packet goes round in circles")
         packet.iif, packet.oif = iif, ""
+        if stack.links[iif].kind != "bridge":
+            packet.port = ""
         before = structs.replace(packet)
         self._begin(stack, packet)
         self._hook(stack, packet, "prerouting")
@@ -240,6 +244,8 @@ class Walk:
             packet.status |= CT_STATUS[nat.kind]
 
     def _own(self, stack: Stack, packet: Packet, interface: str) -> Address:
+        if interface == "lo":
+            raise Stopped(stack.title, "which address goes out by lo can't be told", sure=False)
         route = stack.route(packet.dst, oif=interface) if interface == packet.oif else None
         if route is not None and route.source is not None:
             return route.source
@@ -287,6 +293,8 @@ class Walk:
         ask = _question(packet, asking, hop, SOLICIT)
         found = self._find(host, bridge, port, hop)
         self._frame(host, ask, port, found)
+        if found is None and (strange := self._strange(host, bridge)):
+            raise Stopped(host.title, f"whether anybody has {hop} behind {', '.join(strange)} can't be seen from here", sure=False)
         if found is None:
             raise Stopped(host.title, f"nobody on {self.names.link(bridge)} has {hop}", self.names.missing(hop))
         target, name, way = found
@@ -298,6 +306,7 @@ class Walk:
         self._frame(host, packet, port, found)
         if not name:
             self.say(host, f"{self.names.link(port)}: comes to the host by {self.names.link(way[-1][0])}")
+            packet.port = port
             return self.receive(target, packet, way[-1][0])
         self.say(host, f"{self.names.link(bridge)}: from {self.names.link(port)} to {self.names.link(way[-1][1])}")
         packet.mark = 0
@@ -306,9 +315,14 @@ class Walk:
     def _from_bridge(self, host: Stack, packet: Packet, hop: Address) -> Arrived:
         bridge = packet.oif
         found = self._find(host, bridge, "", hop, below=True)
+        if found is None and (strange := self._strange(host, bridge)):
+            return self._out_to(host, packet, hop, strange)
         if found is None:
             raise Stopped(host.title, f"nobody on {self.names.link(bridge)} has {hop}", self.names.missing(hop))
         target, name, way = found
+        if way[-1][1] == packet.port and self._calls_iptables(host, packet):
+            why = "a bridge sends nothing back by the port that it came from, and br_netfilter has it sent by the bridge"
+            raise Stopped(host.title, why, advice.sysctl(host, f"net.bridge.{_CALLS[packet.version]}=0"))
         answer = _question(packet, hop, packet.src, ADVERTISE)
         answer.mac, answer.iif = target.links[name].mac, way[-1][1]
         self._bridge_hook(host, answer, "prerouting", answer=True)
@@ -317,6 +331,24 @@ class Walk:
         self.say(host, f"{self.names.link(bridge)}: out to {self.names.link(way[-1][1])}")
         packet.mark = 0
         return self.receive(target, packet, name)
+
+    def _strange(self, host: Stack, bridge: str) -> list[str]:
+        """Ports whose other end can't be seen: other software's containers, the world outside."""
+        return [
+            link.name
+            for link in host.ports(bridge)
+            if link.up and not self.names.is_port(link.name) and not self.names.peer(host, link.name)
+        ]
+
+    def _out_to(self, host: Stack, packet: Packet, hop: Address, strange: list[str]) -> Arrived:
+        """To somebody who isn't ours: known when the kernel has heard of them by such a port."""
+        port = host.port_of(packet.oif, host.neighbour(packet.oif, hop))
+        if port not in strange:
+            why = f"whether anybody has {hop} behind {', '.join(strange)} can't be seen: the kernel has not heard of them lately"
+            raise Stopped(host.title, why, sure=False)
+        self._bridge_hook(host, packet, "output")
+        self.say(host, f"{self.names.link(packet.oif)}: out to {port}; what is behind it can't be seen from here")
+        return Arrived(host, packet, packet.oif)
 
     def _find(
         self, host: Stack, bridge: str, port: str, hop: Address, *, below: bool = False
@@ -381,11 +413,13 @@ class Walk:
                 raise Stopped(
                     host.title, f"the neighbour's answer is held back: {why}" if answer else why, fix, sure=outcome.verdict == "drop"
                 )
-        if hook == "forward" and ether != "arp" and frame.icmp not in (SOLICIT, ADVERTISE):
-            calls = "iptables" if frame.version == 4 else "ip6tables"
-            if host.setting(f"net/bridge/bridge-nf-call-{calls}") == "1":
-                inner = structs.replace(frame, iif=host.master(frame.iif), oif=host.master(frame.oif), state=state)
-                self._hook(host, inner, "forward")
+        if hook == "forward" and ether != "arp" and frame.icmp not in (SOLICIT, ADVERTISE) and self._calls_iptables(host, frame):
+            inner = structs.replace(frame, iif=host.master(frame.iif), oif=host.master(frame.oif), state=state)
+            self._hook(host, inner, "forward")
+
+    @staticmethod
+    def _calls_iptables(host: Stack, packet: Packet) -> bool:
+        return host.setting(f"net/bridge/{_CALLS[packet.version]}") == "1"
 
     def _is_up(self, host: Stack, bridge: str) -> None:
         if not host.links[bridge].up:
