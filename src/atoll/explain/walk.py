@@ -115,6 +115,8 @@ class Walk:
             f"routed from {self.names.link(iif)} to {self.names.link(route.oif)}" + (f" via {route.gateway}" if route.gateway else ""),
         )
         self._hook(stack, packet, "forward")
+        if packet.port and route.oif == iif and packet.dst != before.dst and self._calls_iptables(stack, packet):
+            packet.iif = ""  # br_netfilter has the bridge send it, whose last hook names no interface that it came in by
         self._hook(stack, packet, "postrouting")
         self._remember(stack, before, packet)
         return self._transmit(stack, packet, route.gateway or packet.dst)
@@ -309,6 +311,10 @@ class Walk:
             packet.port = port
             return self.receive(target, packet, way[-1][0])
         self.say(host, f"{self.names.link(bridge)}: from {self.names.link(port)} to {self.names.link(way[-1][1])}")
+        if self.reply and self._calls_iptables(host, packet):
+            self._begin(host, packet)
+            for hook in ("prerouting", "postrouting"):
+                self._undo(host, packet, hook)
         packet.mark = 0
         return self.receive(target, packet, name)
 
