@@ -83,6 +83,7 @@ def attach(netavark: Netavark, endpoints: int, count: int) -> Sample:
         for _ in range(count):
             elapsed, namespace = netavark.setup()
             results += [elapsed, netavark.teardown(namespace)]
+            netns.settle()
         return results
 
     return sample

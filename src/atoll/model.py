@@ -344,8 +344,8 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     """One namespace's attachment to one network. `addresses` carry the prefix length; `number` is the n-th interface of the namespace;
     `shard` the kernel bridge of the network that it is a port of. `mtu` is 0 where it is the network's. Without `default_route` the
     namespace's default route never leads by it; `metric` is that of the one that does. `owner` is who asked for it, such as
-    `docker:ENDPOINT`, and empty for Atoll's own. In an external namespace `interface` is the spare end's name until we know a better.
-    `untuned` is what was there before `tuning`."""
+    `docker:ENDPOINT`, and empty for Atoll's own. `host_name` is a further name of its interface on the host. In an external namespace
+    `interface` is the spare end's name until we know a better. `untuned` is what was there before `tuning`."""
 
     id: str
     network: str
@@ -362,6 +362,7 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     default_route: bool = True
     metric: int = 0
     owner: str = ""
+    host_name: str = ""
     ports: tuple[PublishedPort, ...] = ()
     ingress_rate: int = 0
     egress_rate: int = 0

@@ -90,11 +90,15 @@ def _start() -> AtollError | None:
     import subprocess
 
     run = paths.run_folder()
+    # Whatever the caller's is: runtimes have 0, with which anybody could write.
+    mask = os.umask(0o022)
     try:
         os.makedirs(run, exist_ok=True, mode=0o755)
         log = open(os.path.join(run, "daemon.log"), "ab")  # noqa: SIM115 - the daemon keeps it
     except OSError as error:
         raise Denied(f"may not write to {run} ({error.strerror})", "run as root, or set ATOLL_RUN to a folder of your own") from None
+    finally:
+        os.umask(mask)
     with log:
         failed: AtollError | None = None
         for before in _apart():

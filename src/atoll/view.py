@@ -71,6 +71,7 @@ def endpoint_view(engine: Engine, endpoint: Endpoint) -> dict[str, Any]:
         "ports": [str(port) for port in endpoint.ports],
         "ingress_rate": endpoint.ingress_rate,
         "egress_rate": endpoint.egress_rate,
+        "tuning": msgspec.to_builtins(endpoint.tuning),
         "created": endpoint.created,
         "state": endpoint.state,
     }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: The distribution's plugins, as a copy that may be replaced.
 FOLDER: Final = "/usr/lib/cni"
-_PLUGINS: Final = f"""
+PLUGINS: Final = f"""
 set -eu
 mkdir -p /run/plugins /run/netns
 cp -a {FOLDER}/. /run/plugins
@@ -51,7 +51,7 @@ _IMAGE: Final = "localhost/busybox:latest"
 def podman_with_cni() -> Iterator[PodmanHost]:
     need(f"{FOLDER}/bridge", f"{FOLDER}/portmap")
     with podman_host() as there:
-        there.host.run("sh", "-c", _PLUGINS)
+        there.host.run("sh", "-c", PLUGINS)
         there.host.run("sh", "-c", _CNI_BACKEND)
         yield there
 
@@ -68,6 +68,10 @@ class ContainerdHost:
     def shown(self, *argv: str) -> Any:
         """What one of Atoll's commands says as JSON."""
         return json.loads(self.atoll(*argv, "--format", "json"))
+
+    def start(self) -> None:
+        self.host.start("containerd", "containerd", "--root", "/var/lib/containerd", "--state", "/run/containerd")
+        self.host.wait_for("containerd to answer", lambda: self.host.runner(["ctr", "version"])[0] == 0)
 
     def ctr(self, *argv: str) -> str:
         return self.host.run("ctr", *argv)
@@ -96,9 +100,9 @@ class ContainerdHost:
 def containerd_host() -> Iterator[ContainerdHost]:
     need("containerd", "ctr", "runc", "busybox", "containerd-shim-runc-v2", f"{FOLDER}/bridge")
     with private_host() as host:
-        host.run("sh", "-c", _PLUGINS)
+        host.run("sh", "-c", PLUGINS)
         host.run("sh", "-c", _CONTAINERD)
-        host.start("containerd", "containerd", "--root", "/var/lib/containerd", "--state", "/run/containerd")
-        host.wait_for("containerd to answer", lambda: host.runner(["ctr", "version"])[0] == 0)
-        host.run("ctr", "image", "import", "--snapshotter", "native", "/tmp/image.tar")
-        yield ContainerdHost(host)
+        made = ContainerdHost(host)
+        made.start()
+        made.ctr("image", "import", "--snapshotter", "native", "/tmp/image.tar")
+        yield made

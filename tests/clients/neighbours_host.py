@@ -45,7 +45,8 @@ for kept in "$@"; do
     mkdir -p /run/kept/$number
     mount --rbind "$kept" /run/kept/$number
 done
-for folder in /var/lib /var/log /var/cache /opt /tmp; do mount -t tmpfs tmpfs $folder; done
+# Podman's locks are in shared memory.
+for folder in /var/lib /var/log /var/cache /opt /tmp /dev/shm; do mount -t tmpfs tmpfs $folder; done
 number=0
 for kept in "$@"; do
     number=$((number + 1))

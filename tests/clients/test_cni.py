@@ -52,6 +52,7 @@ def answers(podman: PodmanHost, text: str, *addresses: str, place: str = "") -> 
 
 
 def test_podman_switches_over_and_back(podman: PodmanHost) -> None:
+    before = podman.host.run("sh", "-c", f"cd {FOLDER}; cksum $(ls -A)")
     podman.serve("old", "-p", "8081:80")
     podman.atoll("cni", "install", "--replace")
     answers(podman, "old", "127.0.0.1:8081")
@@ -73,16 +74,19 @@ def test_podman_switches_over_and_back(podman: PodmanHost) -> None:
 
     podman.serve("left", "-p", "8082:80")
     podman.atoll("cni", "uninstall")
-    assert "/var/lib/cni/networks/podman/10.88.0.4" in podman.host.run("sh", "-c", "echo /var/lib/cni/networks/podman/*").split()
+    lease = "/var/lib/cni/networks/podman/10.88.0.4"
+    podman.host.run("test", "-e", lease)
     answers(podman, "left", "127.0.0.1:8082")
     podman.serve("again", "-p", "8080:80")
     answers(podman, "again", "127.0.0.1:8080")
-    assert len(links(podman.host, "veth")) == 1
+    assert (len(links(podman.host, "veth")), namespaces(podman)) == (1, ["left"])
     podman.podman("rm", "-f", "-t", "0", "left")
-    podman.host.wait_for("Atoll to let go of it", lambda: not namespaces(podman))
-    assert "10.88.0.4" not in podman.host.run("ls", "/var/lib/cni/networks/podman").split()
-    assert podman.host.run("ls", "-A", FOLDER) == podman.host.run("ls", "-A", "/run/plugins")
-    assert ".atoll-replaced" not in podman.host.run("ls", "-A", FOLDER)
+    assert namespaces(podman) == []
+    podman.host.run("test", "!", "-e", lease)
+    podman.atoll("cni", "uninstall")
+    assert podman.host.run("sh", "-c", f"cd {FOLDER}; cksum $(ls -A)") == before
+    podman.podman("rm", "-f", "-t", "0", "again")
+    assert links(podman.host, "veth") == []
 
 
 def test_podmans_own_networks_are_atolls(podman: PodmanHost) -> None:
@@ -105,6 +109,20 @@ def test_podmans_own_networks_are_atolls(podman: PodmanHost) -> None:
     podman.podman("rm", "-f", "-t", "0", "a", "b")
     assert namespaces(podman) == []
     assert podman.shown("doctor")["differences"] == []
+
+
+def test_podmans_containers_know_each_other_by_name(podman: PodmanHost) -> None:
+    """Podman adds the plugin dnsname to its networks as soon as it finds it."""
+    podman.atoll("cni", "install", "--replace")
+    podman.podman("network", "create", "web")
+    assert json.loads(podman.podman("network", "inspect", "web"))[0]["dns_enabled"]
+    podman.serve("a", "--network", "web", "--network-alias", "alpha")
+    podman.serve("b", "--network", "web")
+    podman.host.wait_for("a to serve", lambda: podman.ask("b", "a") == "a")
+    for name in ("a.dns.podman", "alpha", "a.web.atoll"):
+        assert podman.ask("b", name) == "a", name
+    podman.podman("rm", "-f", "-t", "0", "a", "b")
+    assert namespaces(podman) == []
 
 
 def test_podmans_containers_outlive_a_daemon_that_is_killed(podman: PodmanHost) -> None:
@@ -164,10 +182,10 @@ def test_containerd_with_the_reference_plugins_configuration(containerd: Contain
     assert (old, new) == ("10.88.0.2", "10.88.0.3")
     for one, other in (("old", new), ("new", old), ("new", "2001:db8:4860::1"), ("new", "2001:db8:4860::2")):
         containerd.inside(one, "ping", "-q", "-c", "1", "-W", "2", other)
+    # `ctr` says nothing to CNI when a detached task is deleted: its interfaces go with its namespace.
     containerd.remove("old")
-    assert links(containerd.host, "veth") == []
+    containerd.host.wait_for("the kernel to take its pair away", lambda: links(containerd.host, "veth") == [])
     containerd.remove("new")
-    # `ctr` says nothing to CNI when a detached task is deleted.
     containerd.host.wait_for("it to be let go", lambda: links(containerd.host, "atv") == namespaces(containerd) == [])
 
 

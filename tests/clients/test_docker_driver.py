@@ -36,14 +36,7 @@ def docker(shared: DockerHost) -> Iterator[DockerHost]:
     for network in shared.shown("network", "ls"):
         if network["id"] not in ("host", "none") and "labels" not in network:
             shared.atoll("network", "rm", network["name"])
-    shared.host.wait_for("everything to be gone", lambda: left(shared) == {}, 5)
-
-
-def left(docker: DockerHost) -> dict[str, list[str]]:
-    """What the driver has left; what follows Docker's events forgets a container's files in its own time."""
-    found = docker.left()
-    found["kept"] = [name for name in found.get("kept", ()) if not name.startswith("docker.file:")]
-    return {kind: values for kind, values in found.items() if values}
+    shared.host.wait_for("everything to be gone", lambda: shared.left() == {}, 5)
 
 
 def create(docker: DockerHost, name: str, *options: str) -> None:
@@ -73,7 +66,7 @@ def test_containers_of_a_network_reach_each_other_and_the_world_their_ports(dock
     docker.answers("web", "http://127.0.0.1:8080/")
     docker.docker("rm", "-f", "web")
     docker.docker("network", "rm", "net1", "net2")
-    assert left(docker) == {}
+    docker.host.wait_for("everything to be gone", lambda: docker.left() == {}, 5)
 
 
 def test_a_container_on_several_networks_is_one_namespace_and_its_ports_follow_the_gateway(docker: DockerHost) -> None:
@@ -199,6 +192,18 @@ def test_ports_by_range_at_random_and_all_that_are_exposed(docker: DockerHost) -
     docker.answers("long", "http://127.0.0.1:9000/")
 
 
+def test_many_containers_that_start_and_end_at_once(docker: DockerHost) -> None:
+    create(docker, "net1", *BOTH, "--subnet", "10.78.0.0/28")
+    at_once = "for number in $(seq 10); do docker run -d --network net1 -p 80 busybox httpd -f -p 80 -h /www & done; wait"
+    started = docker.host.run("sh", "-c", at_once).split()
+    ends = [end for namespace in docker.shown("ns", "ls") for end in namespace["endpoints"]]
+    assert len(started) == len({end["addresses"][0] for end in ends}) == len({end["ports"][0] for end in ends}) == 10
+    for end in ends:
+        docker.answers("a page", f"http://127.0.0.1:{end['ports'][0].partition(':')[0]}/")
+    docker.docker("rm", "-f", *started)
+    assert docker.shown("ns", "ls") == []
+
+
 def test_a_taken_port_is_refused_with_the_one_who_has_it(docker: DockerHost) -> None:
     create(docker, "net1", *BOTH)
     docker.atoll("network", "create", "front")
@@ -230,7 +235,7 @@ def test_compose_makes_and_takes_away_a_project(docker: DockerHost) -> None:
     assert docker.host.run(*compose, "exec", "-T", "front", "wget", "-qO-", "http://back/").strip() == "backroom"
     assert docker.host.run(*compose, "exec", "-T", "back", "ip", "route").count("default") == 0
     docker.host.run(*compose, "down", "-t", "0")
-    assert left(docker) == {}
+    docker.host.wait_for("everything to be gone", lambda: docker.left() == {}, 5)
 
 
 _COMPOSE = """

@@ -26,4 +26,5 @@ def test_the_commands_of_a_page_print_what_the_page_says(page: Path) -> None:
         with Shell(enter=host.enter) as shell:
             for step in pages.steps(page):
                 if wrong := shell.follow(step):
-                    pytest.fail(f"{pages.name(page)}:{step.line}: {wrong}", pytrace=False)
+                    seen = shell.run("atoll events | tail -20; atoll doctor; docker ps -a; ip neigh").output
+                    pytest.fail(f"{pages.name(page)}:{step.line}: {wrong}\n{seen}", pytrace=False)

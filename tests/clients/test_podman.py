@@ -243,6 +243,23 @@ def test_containers_that_ran_before_are_torn_down_by_what_set_them_up(bare: Podm
     assert links(bare) == ["lo", "wire0"]
 
 
+def test_a_reload_hands_over_what_ran_before(bare: PodmanHost) -> None:
+    bare.podman("network", "create", "web")
+    bare.serve("old", "--network", "web", "-p", "8080:80")
+    address = bare.inspect("old")["NetworkSettings"]["Networks"]["web"]["IPAddress"]
+    bare.atoll("podman", "install")
+    bare.serve("new", "--network", "web")
+    assert namespaces(bare) == ["new"]
+    bare.podman("network", "reload", "--all")
+    assert namespaces(bare) == ["new", "old"]
+    assert address in bare.exec("old", "ip", "address")
+    assert bare.fetch("127.0.0.1:8080") == bare.fetch("198.51.100.1:8080", "outside") == bare.ask("new", "old") == "old"
+    assert bare.ask("old", "new") == "new"
+    bare.podman("rm", "-f", "-t", "0", "old", "new")
+    assert namespaces(bare) == networks(bare) == []
+    assert links(bare) == ["lo", "wire0"]
+
+
 def test_uninstalled_with_containers_that_run(there: PodmanHost) -> None:
     there.podman("network", "create", "web")
     there.serve("a", "--network", "web", "-p", "8080:80")

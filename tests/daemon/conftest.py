@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.daemon.doors import KINDS, made
+from tests.daemon.doors import KINDS, EchoDaemon, made
 from tests.daemon.processes import CommandLine
 from tests.support import lenient
 
@@ -29,6 +29,15 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ATOLL_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("ATOLL_RUN", str(tmp_path / "run"))
     return tmp_path
+
+
+@pytest.fixture
+def echoing(host: None, folders: Path) -> Iterator[EchoDaemon]:
+    """A daemon whose doors are the tests' own."""
+    lenient()
+    with EchoDaemon(folders) as daemon:
+        daemon.start()
+        yield daemon
 
 
 @pytest.fixture(params=KINDS)

@@ -81,7 +81,7 @@ def execute(
 
 def made(path: Path, kind: str, door: str = "cni", **options: Any) -> Path:
     """A forwarder of a kind ("c" or "python") at a path, by the folders that the environment names."""
-    built = forwarder.build(door, compiler="cc" if kind == "c" else None, **options)
+    built = forwarder.build(door, compilers=["cc"] if kind == "c" else [], **options)
     path.parent.mkdir(parents=True, exist_ok=True)
     os.link(built, path)
     assert forwarder.kind(str(path)) == kind

@@ -172,6 +172,26 @@ def test_install_replace_and_back(atoll: CommandLine, folder: Path) -> None:
     assert dhcp.read_text().endswith("original dhcp\n")
 
 
+def test_uninstall_waits_for_containers_that_atoll_made(atoll: CommandLine, runtime: Runtime, folder: Path) -> None:
+    attachment = container("c1")
+    runtime.add(LIST, attachment)
+    assert f"touch {folder}/.atoll-retired" in atoll.says("cni", "uninstall", "--dir", str(folder), "--dry-run")
+    done = atoll("cni", "uninstall", "--dir", str(folder))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("note: still there: c1;")
+    with pytest.raises(CniError, match="no new containers") as error:
+        runtime.add(LIST, container("c2"))
+    assert error.value.code == 2
+    runtime.check(LIST, attachment)
+    runtime.delete(LIST, attachment)
+    atoll.says("cni", "uninstall", "--dir", str(folder))
+    assert list(folder.iterdir()) == []
+    atoll.says("cni", "install", "--dir", str(folder))
+    runtime.add(LIST, attachment)
+    atoll.says("cni", "uninstall", "--dir", str(folder), "--now")
+    assert list(folder.iterdir()) == []
+
+
 def test_without_replace_only_what_is_missing_comes(atoll: CommandLine, folder: Path) -> None:
     original(folder, "bridge")
     loopback = original(folder, "loopback")

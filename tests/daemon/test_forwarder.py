@@ -12,23 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from atoll.errors import Denied, Invalid, NotFound
+from atoll.errors import Denied, Failed, Invalid, NotFound
 from atoll.frontends import forwarder
 from tests.daemon.doors import KINDS, EchoDaemon, execute, made
 from tests.daemon.processes import NOBODY
-from tests.support import lenient
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture
-def daemon(host: None, folders: Path) -> Iterator[EchoDaemon]:
-    lenient()
-    with EchoDaemon(folders) as daemon:
-        daemon.start()
-        yield daemon
 
 
 def wish(**wishes: Any) -> bytes:
@@ -38,7 +28,7 @@ def wish(**wishes: Any) -> bytes:
 # --- what goes through ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_door_gets_all_that_the_runtime_gave(daemon: EchoDaemon, program: Path) -> None:
+def test_the_door_gets_all_that_the_runtime_gave(echoing: EchoDaemon, program: Path) -> None:
     environment: dict[str, str | bytes] = {
         "CNI_COMMAND": "ADD",
         "CNI_ARGS": b"\xff=\xc3\xa9\n",
@@ -59,7 +49,7 @@ def test_the_door_gets_all_that_the_runtime_gave(daemon: EchoDaemon, program: Pa
     }
 
 
-def test_the_program_is_the_path_that_was_called_and_not_where_a_link_leads(daemon: EchoDaemon, program: Path) -> None:
+def test_the_program_is_the_path_that_was_called_and_not_where_a_link_leads(echoing: EchoDaemon, program: Path) -> None:
     link = program.with_name("portmap")
     link.symlink_to(program)
     assert execute(link).echo["program"] == str(link)
@@ -67,7 +57,7 @@ def test_the_program_is_the_path_that_was_called_and_not_where_a_link_leads(daem
     assert json.loads(done.stdout)["call"]["program"] == "./bin/portmap"
 
 
-def test_of_a_variable_that_is_there_twice_the_first_counts(daemon: EchoDaemon, program: Path) -> None:
+def test_of_a_variable_that_is_there_twice_the_first_counts(echoing: EchoDaemon, program: Path) -> None:
     # Only execve itself can make such an environment: by a shim in C or, here, by the kernel's own door.
     code = "import ctypes,sys; c=ctypes.c_char_p; a=(c*2)(sys.argv[1].encode(),None); "
     code += "e=(c*3)(b'CNI_ARGS=first',b'CNI_ARGS=second',None); ctypes.CDLL(None).execve(a[0],a,e)"
@@ -75,26 +65,32 @@ def test_of_a_variable_that_is_there_twice_the_first_counts(daemon: EchoDaemon, 
     assert json.loads(done.stdout)["call"]["environment"] == {"CNI_ARGS": "first"}
 
 
-def test_the_caller_gets_all_that_the_door_says(daemon: EchoDaemon, program: Path) -> None:
+def test_the_caller_gets_all_that_the_door_says(echoing: EchoDaemon, program: Path) -> None:
     assert execute(program, stdin=wish(say={"code": 7, "stdout": "öut\n", "stderr": "err"})) == (7, "öut\n".encode(), b"err")
     large = "x" * (5 << 20)
     assert execute(program, stdin=wish(say={"code": 255, "stdout": large})) == (255, large.encode(), b"")
 
 
-def test_closed_descriptors_are_empty_input_and_no_harm(daemon: EchoDaemon, program: Path) -> None:
+def test_closed_descriptors_are_empty_input_and_no_harm(echoing: EchoDaemon, program: Path) -> None:
     script = 'exec "$0" <&- 2>&-'
     done = subprocess.run(["sh", "-c", script, str(program)], env={}, stdout=subprocess.PIPE, check=True)
     assert json.loads(done.stdout)["call"]["stdin"] == ""
     assert subprocess.run(["sh", "-c", 'exec "$0" <&- >&- 2>&-', str(program)], env={}, check=False).returncode == 0
 
 
-def test_output_that_nobody_takes_is_a_failure(daemon: EchoDaemon, program: Path) -> None:
+def test_output_that_nobody_takes_is_a_failure(echoing: EchoDaemon, program: Path) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run([program], input=b"{}", env={}, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1
 
 
-def test_input_beyond_the_limit_is_refused_in_the_clients_form(daemon: EchoDaemon, program: Path) -> None:
+def test_an_error_that_nobody_takes_is_a_failure_and_no_more(echoing: EchoDaemon, program: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([program], input=wish(say={"run": "/nonexistent"}), env={}, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_input_beyond_the_limit_is_refused_in_the_clients_form(echoing: EchoDaemon, program: Path) -> None:
     error = execute(program, stdin=bytes((16 << 20) + 1)).error
     assert error == {
         "cniVersion": "1.0.0",
@@ -114,7 +110,7 @@ exit 3
 """
 
 
-def test_the_original_runs_with_the_same_arguments_environment_and_stdin(daemon: EchoDaemon, program: Path, tmp_path: Path) -> None:
+def test_the_original_runs_with_the_same_arguments_environment_and_stdin(echoing: EchoDaemon, program: Path, tmp_path: Path) -> None:
     original = tmp_path / "original"
     original.write_text(SHOW)
     original.chmod(0o755)
@@ -124,13 +120,13 @@ def test_the_original_runs_with_the_same_arguments_environment_and_stdin(daemon:
 
 
 @pytest.mark.parametrize(("target", "words"), [("/nonexistent/bridge", "No such file"), ("/etc/passwd", "Permission denied")])
-def test_an_original_that_cannot_run_is_an_error(daemon: EchoDaemon, program: Path, target: str, words: str) -> None:
+def test_an_original_that_cannot_run_is_an_error(echoing: EchoDaemon, program: Path, target: str, words: str) -> None:
     error = execute(program, stdin=wish(say={"run": target})).error
     assert target in error["msg"]
     assert words in error["details"]
 
 
-def test_a_forwarder_that_is_told_to_become_itself_ends(daemon: EchoDaemon, program: Path) -> None:
+def test_a_forwarder_that_is_told_to_become_itself_ends(echoing: EchoDaemon, program: Path) -> None:
     error = execute(program, stdin=wish(say={"run": str(program)})).error
     assert error["msg"] == "Atoll: the program that stood here before is Atoll's as well"
 
@@ -143,22 +139,22 @@ def test_a_forwarder_that_is_told_to_become_itself_ends(daemon: EchoDaemon, prog
     ("door", "keys"), [("cni", ["cniVersion", "code", "msg", "details"]), ("netavark", ["error"]), ("plugin", ["error"])]
 )
 def test_a_defect_of_the_door_is_an_error_in_the_clients_form(
-    daemon: EchoDaemon, tmp_path: Path, kind: str, door: str, keys: list[str]
+    echoing: EchoDaemon, tmp_path: Path, kind: str, door: str, keys: list[str]
 ) -> None:
     error = execute(made(tmp_path / "bin" / "program", kind, door), stdin=wish(run="raise")).error
     assert list(error) == keys
     assert "the daemon failed inside" in str(error)
-    assert "RuntimeError: a defect" in daemon.tail()
+    assert "RuntimeError: a defect" in echoing.tail()
 
 
-def test_a_daemon_that_dies_during_an_add_is_reported_and_the_add_not_repeated(daemon: EchoDaemon, program: Path) -> None:
+def test_a_daemon_that_dies_during_an_add_is_reported_and_the_add_not_repeated(echoing: EchoDaemon, program: Path) -> None:
     error = execute(program, stdin=wish(run="exit"), environment={"CNI_COMMAND": "ADD"}).error
     assert (error["code"], error["msg"]) == (11, "Atoll: the daemon ended while it carried this out")
-    assert daemon.has_died()
+    assert echoing.has_died()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_daemon_that_does_not_answer_is_reported_in_time(daemon: EchoDaemon, tmp_path: Path, kind: str) -> None:
+def test_a_daemon_that_does_not_answer_is_reported_in_time(echoing: EchoDaemon, tmp_path: Path, kind: str) -> None:
     error = execute(made(tmp_path / "bin" / "netavark", kind, "netavark", patience=1), "setup", stdin=wish(run="hang")).error
     assert error["error"].startswith("Atoll: the daemon does not answer; its log is ")
 
@@ -292,6 +288,17 @@ def test_what_cannot_be_placed_is_refused_and_changes_nothing(host: None, folder
             forwarder.place(path, door)
         assert type(caught.value).__module__ == "atoll.errors"
     assert not (folders / "x").exists()
+
+
+def test_a_replaced_file_stays_when_ours_cannot_be_put_there(host: None, folders: Path) -> None:
+    folder = folders / "opt"
+    folder.mkdir()
+    (folder / "bridge").write_text("theirs")
+    (folders / "state").write_text("a file where the folder should be")
+    with pytest.raises(Failed, match="putting a forwarder at"):
+        forwarder.place(str(folder / "bridge"), "cni")
+    assert (folder / "bridge").read_text() == "theirs"
+    assert [path.name for path in folder.iterdir()] == ["bridge"]
 
 
 def test_a_run_folder_that_no_socket_fits_in_is_refused(host: None, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

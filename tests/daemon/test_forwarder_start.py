@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -61,6 +62,7 @@ def test_the_daemon_has_nothing_of_the_caller(atoll: CommandLine, program: Path)
     environment = VERSION | {
         "CNI_ARGS": "IgnoreUnknown=1;SECRET=1",
         "PYTHONPATH": "/nonexistent",
+        "HOME": "/nonexistent",
         "LD_LIBRARY_PATH": "/nonexistent",
         "OTHER": "x",
     }
@@ -73,6 +75,16 @@ def test_the_daemon_has_nothing_of_the_caller(atoll: CommandLine, program: Path)
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     names = {variable.partition(b"=")[0] for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if variable}
     assert names <= {b"ATOLL_RUN", b"ATOLL_STATE", b"LC_CTYPE"}
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o077])
+def test_the_callers_umask_is_not_that_of_our_files(atoll: CommandLine, program: Path, mask: int) -> None:
+    shutil.rmtree(atoll.daemon.run, ignore_errors=True)
+    assert knows_versions(execute(program, stdin=STDIN, environment=VERSION, umask=mask))
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (atoll.daemon.run, *atoll.daemon.run.iterdir())}
+    assert modes[atoll.daemon.run.name] == 0o755
+    assert modes["daemon.log"] == 0o644
+    assert [name for name, mode in modes.items() if mode & 0o022 and name != "atoll.sock"] == []
 
 
 def test_a_daemon_that_is_killed_is_started_again_by_the_next_call(atoll: CommandLine, program: Path) -> None:

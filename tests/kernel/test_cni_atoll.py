@@ -196,3 +196,22 @@ def test_an_mtu_is_each_containers_own(door: Door, container: Callable[..., Atta
     with pytest.raises(CniError, match="out of range"):
         door.add(web(network=described, mtu=20), container("c3"))
     assert not door.engine.state.owned("cni:c3/eth0")
+
+
+def test_dnsname_has_names_below_its_domain(door: Door, container: Callable[..., Attachment]) -> None:
+    bridge = {"type": "bridge", "bridge": "cni9", "isGateway": True, "ipam": {"type": "host-local", "subnet": "10.9.0.0/24"}}
+    names = {"type": "dnsname", "domainName": "dns.podman", "capabilities": {"aliases": True}}
+    network: Json = {"cniVersion": "1.0.0", "name": "shop", "plugins": [bridge, names]}
+    attachment = container(aliases={"shop": ["front"], "other": ["back"]})
+    result = door.add(network, attachment)
+    assert result["dns"] == {"nameservers": ["10.9.0.1"], "domain": "dns.podman", "search": ["dns.podman"]}
+    assert door.engine.state.network("shop").domains == ("dns.podman",)
+    assert door.engine.state.owned("cni:c1/eth0")[0].aliases == ("front",)
+    door.check(network, attachment)
+    door.engine.set_aliases("shop", "c1", [])
+    with pytest.raises(CniError, match="front"):
+        door.check(network, attachment)
+    door.delete(network, attachment)
+    door.engine.remove_network("shop")
+    with pytest.raises(CniError, match="no gateway"):
+        door.add({**network, "plugins": [{**bridge, "isGateway": False}, names]}, attachment)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import pytest
 
 from tests.kernel.cni_door import container
 from tests.kernel.cni_lists import BANDWIDTH, PORTMAP, SHELL, TUNING, bridge, conflist, port, ports, refused, shaping
-from tests.support import FACING, Inside, Probe, Traffic
+from tests.support import FACING, OUTSIDE, PATIENCE, Inside, Probe, Traffic
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
@@ -92,6 +94,53 @@ def test_options_that_steer_nothing_here_are_taken(engine: Engine, cni: Runtime)
     network, pod = conflist(bridge(), PORTMAP | options), container("c1", capabilities=ports(port(8080)))
     cni.add(network, pod)
     cni.check(network, pod)
+
+
+def datagrams(address: str, number: int, *, to: str = "") -> socket.socket:
+    """A socket of the calling thread's namespace, which waits as long as tests do."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.settimeout(PATIENCE)
+    made.bind((address, number))
+    if to:
+        made.connect((to, 8053))
+    return made
+
+
+def test_a_client_that_goes_on_sending_reaches_whoever_has_the_port_now(engine: Engine, cni: Runtime, world: Machine) -> None:
+    """UDP's connections live in the kernel's table as long as the client sends: with the reference plugins, those that began before the
+    port was published, or while it led to another container, end nowhere (containernetworking/plugins#123)."""
+    network = conflist(bridge(), PORTMAP)
+    with world.run(lambda: datagrams(OUTSIDE[4], 40000, to=FACING[4])) as client:
+        client.send(b"too early")
+        with contextlib.suppress(ConnectionRefusedError):
+            client.recv(100)
+        for name in ("c1", "c2"):
+            pod = container(name, capabilities=ports(port(8053, 53, "udp")))
+            cni.add(network, pod)
+            with Inside(engine, f"id-{name}").run(lambda: datagrams("0.0.0.0", 53)) as server:
+                client.send(b"who is there?")
+                question, peer = server.recvfrom(100)
+                assert (question, peer[0]) == (b"who is there?", OUTSIDE[4])
+                server.sendto(name.encode(), peer)
+                assert client.recv(100) == name.encode()
+            cni.delete(network, pod)
+
+
+def test_one_port_of_several_addresses_and_protocols_may_lead_to_several_containers(
+    engine: Engine, cni: Runtime, world: Machine, traffic: Traffic
+) -> None:
+    """As Kubernetes' own test of host ports has it (test/e2e/network/hostport.go)."""
+    network = conflist(bridge(), PORTMAP)
+    places = {
+        "c1": port(8080, 80, hostIP="127.0.0.1"),
+        "c2": port(8080, 80, hostIP=FACING[4]),
+        "c3": port(8080, 80, "udp", hostIP=FACING[4]),
+    }
+    for name, place in places.items():
+        cni.add(network, container(name, capabilities=ports(place)))
+        traffic.serve(Inside(engine, f"id-{name}"), 80)
+    asked = [Probe(Inside(engine), "127.0.0.1", 8080), Probe(world, FACING[4], 8080), Probe(world, FACING[4], 8080, "udp")]
+    assert [seen.server if seen else "" for seen in traffic.ask(asked)] == ["id-c1", "id-c2", "id-c3"]
 
 
 def test_a_port_that_is_taken_names_who_has_it(engine: Engine, cni: Runtime) -> None:
@@ -275,6 +324,16 @@ def test_the_ingress_policy_says_who_reaches_a_network(engine: Engine, cni: Runt
 def test_a_policy_that_cannot_be_is_refused(engine: Engine, cni: Runtime, options: Json) -> None:
     with refused(7):
         cni.add(conflist(bridge(), {"type": "firewall"} | options), container("c1"))
+
+
+def test_where_packets_do_not_pass_the_host_there_is_no_wall_to_have(engine: Engine, cni: Runtime, world: Machine) -> None:
+    lan: Json = {"type": "macvlan", "master": "wan0", "ipam": {"type": "host-local", "subnet": "10.7.0.0/24"}}
+    network, pod = conflist(lan, {"type": "firewall"}), container("c1")
+    cni.add(network, pod)
+    cni.check(network, pod)
+    with refused(7, "a macvlan network can't be kept apart"):
+        cni._run("ADD", network, {"type": "firewall", "ingressPolicy": "same-bridge"}, pod, cni.kept(network, pod))
+    cni.delete(network, pod)
 
 
 def test_a_network_that_was_there_keeps_its_isolation(engine: Engine, cni: Runtime) -> None:

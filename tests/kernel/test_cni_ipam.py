@@ -196,6 +196,21 @@ def test_resolv_conf_is_read_as_the_reference_plugin_reads_it(main: Delegating, 
     assert result["dns"] == expected
 
 
+def test_a_resolv_conf_or_folder_of_leases_that_is_none_is_refused_or_passed_over_and_not_waited_for(
+    main: Delegating, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (str(tmp_path / "fifo"), "/dev/zero", "a\0b"):
+        with pytest.raises(CniError) as caught:
+            main.run("ADD", main.network(SUBNET | {"resolvConf": path}))
+        assert caught.value.code == 5
+    leases = tmp_path / "n1"
+    leases.mkdir()
+    os.mkfifo(leases / "10.1.0.2")
+    for number, path in enumerate((str(tmp_path), "a\0b")):
+        assert main.run("ADD", main.network(SUBNET | {"dataDir": path}), f"c{number}")
+
+
 def test_check_asks_whether_the_address_is_reserved_and_the_one_of_the_result(main: Delegating) -> None:
     network = main.network(SUBNET)
     result = main.run("ADD", network)

@@ -193,6 +193,16 @@ def test_a_container_of_the_same_id_takes_the_place_of_one_that_was_forgotten(do
     door.check(network, attachment)
 
 
+def test_an_add_to_nowhere_leaves_what_is_there(door: Door, container: Callable[..., Attachment]) -> None:
+    network, attachment = one(BRIDGE), container("c1")
+    door.add(network, attachment)
+    for path, code in (("/run/netns/none", 3), ("/proc/self/ns/net", 8), ("/etc/passwd", 7)):
+        with pytest.raises(CniError) as error:
+            door.add(network, attachment._replace(netns=path))
+        assert code_of(error) == code
+    door.check(network, attachment)
+
+
 def test_a_pods_name_is_its_namespaces_and_labels_are_kept(door: Door, container: Callable[..., Attachment]) -> None:
     plugin = BRIDGE | {"args": {"cni": {"labels": [{"key": "tier", "value": "front"}]}}}
     arguments = {"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": "shop", "K8S_POD_NAME": "web-0"}
@@ -378,7 +388,7 @@ def test_what_atoll_does_not_do_the_replaced_plugin_does(
         ({}, {"ipam": {"type": "host-local", "subnet": "127.0.0.0/8"}}, 7),
         ({}, {"ipam": {"type": "host-local", "subnet": "224.0.0.0/8"}}, 7),
         ({}, {"ipam": {"type": "host-local", "subnet": "10.5.0.0/24", "resolvConf": "/nowhere"}}, 5),
-        ({}, {"ipam": {"type": "host-local", "subnet": "10.5.0.0/24", "resolvConf": "/dev/zero"}}, 6),
+        ({}, {"ipam": {"type": "host-local", "subnet": "10.5.0.0/24", "resolvConf": "/dev/zero"}}, 5),
         ({}, {"hairpinMode": True, "promiscMode": True}, 7),
         ({}, {"runtimeConfig": {"mac": "01:00:00:00:00:00"}}, 7),
         ({}, {"runtimeConfig": {"mac": "nonsense"}}, 7),

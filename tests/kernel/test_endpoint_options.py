@@ -281,9 +281,8 @@ def test_port_0_is_any_free_one_of_the_kernels_own_range(engine: Engine) -> None
     Shell().run("sysctl -qw net.ipv4.ip_local_port_range='40000 40009' net.ipv4.ip_local_reserved_ports=40000,40003-40005")
     engine.create_network("net")
     engine.create_namespace("r1")
-    engine.connect("net", "r1", publish=["0:80", "127.0.0.1:0:81/udp"])
     with socket.create_server(("127.0.0.1", 40009)):
-        engine.publish("r1", ["40008:8"])
+        engine.connect("net", "r1", publish=["40008:8", "0:80", "127.0.0.1:0:81/udp"])
         found = engine.publish("r1", ["0:80"] * 3).ports
         tcp = sorted(port.host_port for port in found if port.protocol == "tcp" and port.port == 80)
         assert tcp == [40001, 40002, 40006, 40007]

@@ -327,6 +327,15 @@ def test_a_new_namespace_behind_a_followed_path_can_be_adopted_at_once(engine: E
     netns.unmount(copy)
 
 
+def test_a_path_of_bytes_that_are_no_text_is_refused(engine: Engine, tmp_path: Path) -> None:
+    with Other(tmp_path, "box") as other:
+        link = tmp_path / os.fsdecode(b"d\xff")
+        link.symlink_to(other.path)
+        with pytest.raises(Invalid, match="is not an absolute path"):
+            engine.adopt_namespace("pod", path=str(link), follow=True)
+    assert "pod" not in engine.state.namespaces
+
+
 def test_only_a_path_can_be_followed(engine: Engine) -> None:
     with pytest.raises(Invalid, match="only a path"):
         engine.adopt_namespace("pod", pid=os.getpid(), follow=True)

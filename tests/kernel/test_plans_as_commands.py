@@ -17,7 +17,7 @@ import pytest
 
 from atoll.engine import Engine, endpoints
 from atoll.ipam import Pool
-from atoll.model import Route
+from atoll.model import Route, Tuning
 from tests.kernel.kernel_state import OtherHost, Shell, State, comparable, differences, exact, read
 
 if TYPE_CHECKING:
@@ -202,6 +202,25 @@ def test_another_mac_address_and_mtu(twins: Twins) -> None:
     twins.do("retune", "net", "r1", mtu=1500)
     twins.do("retune", "open", "r1", mac="02:00:00:00:00:bb")
     twins.do("remove_namespace", "r1")
+
+
+def test_tuning(twins: Twins) -> None:
+    twins.do("create_network", "net", ipv6=True)
+    twins.do("create_namespace", "r1")
+    twins.do("connect", "net", "r1", mac="02:00:00:00:00:01")
+    settings = {"net/ipv4/conf/eth0/forwarding": "1", "net/ipv4/conf/eth0/accept_redirects": "0"}
+    twins.do("tune", "net", "r1", Tuning(settings=settings, promisc=True, queue=55, mac="02:00:00:00:00:aa", mtu=1400))
+    twins.do("tune", "net", "r1", Tuning(allmulti=True, promisc=False))
+    twins.do("untune", "net", "r1")
+    twins.do("untune", "net", "r1")
+
+
+def test_isolation(twins: Twins) -> None:
+    twins.do("create_network", "net", ipv6=True)
+    twins.do("create_namespace", "r1")
+    twins.do("connect", "net", "r1")
+    for isolation in ("open", "isolated", "isolated", "strict"):
+        twins.do("set_isolation", "net", isolation)
 
 
 def test_macvlan(twins: Twins) -> None:

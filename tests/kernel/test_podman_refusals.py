@@ -33,12 +33,8 @@ if TYPE_CHECKING:
     [
         ({"options": {"vrf": "red"}}, {}, {}, "network web: Atoll puts no bridge into a VRF; leave out the option vrf"),
         ({"options": {"vlan": "7"}}, {}, {}, "network web: Atoll tags no bridge ports; use a macvlan network on a VLAN interface"),
-        (
-            {},
-            {"options": {"host_interface_name": "x"}},
-            {},
-            "network web: interfaces of the host have Atoll's names; leave out host_interface_name",
-        ),
+        ({}, {"options": {"host_interface_name": "a/b"}}, {}, "'a/b' is not an interface name; 1 to 15 letters, digits, '_', '.' or '-'"),
+        ({}, {"options": {"host_interface_name": "lo"}}, {}, "an interface of the host is called lo; choose another name"),
         (
             {"options": {"mode": "unmanaged"}, **DUAL},
             {},

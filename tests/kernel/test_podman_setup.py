@@ -214,6 +214,27 @@ def test_macvlan_and_ipvlan(parent: Engine, tmp_path: Path, driver: str, mode: s
     nothing_is_left(parent)
 
 
+def test_an_interface_on_the_host_has_the_name_that_was_asked_for(engine: Engine, tmp_path: Path) -> None:
+    """As a further name, by which ip and tc find it; a repair makes it anew with the name."""
+    path = namespace(tmp_path)
+    asked = container((network(), {"static_ips": ["10.89.0.2"], "options": {"host_interface_name": "web-c1"}}))
+    done(call(engine, "setup", path, body=asked))
+    assert f"{only(engine).host_interface}@" in inside(engine, "link", "show", "web-c1", name="")
+    other = container((network(), {"static_ips": ["10.89.0.3"], "options": {"host_interface_name": "web-c1"}}), number=2)
+    assert (
+        refused(call(engine, "setup", namespace(tmp_path, "n2"), body=other))
+        == "an interface of the host is called web-c1; choose another name"
+    )
+    for damage in (f"link delete {only(engine).host_interface}", f"link property del dev {only(engine).host_interface} altname web-c1"):
+        ip(Inside(engine), damage)
+        assert engine.differences()
+        engine.repair()
+        assert not engine.differences()
+        inside(engine, "link", "show", "web-c1", name="")
+    done(call(engine, "teardown", path, body=asked))
+    nothing_is_left(engine)
+
+
 def test_without_ipam_a_container_finds_its_own_addresses(engine: Engine, tmp_path: Path) -> None:
     info = network(subnets=..., ipam_options={"driver": "none"})
     asked = container((info, {}))

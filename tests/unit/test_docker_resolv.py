@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import select
 from typing import TYPE_CHECKING
 
 import pytest
 
-from atoll.frontends.docker.resolv import RESOLVER, ResolvFiles, nameservers, pointed
+from atoll.frontends.docker.resolv import RESOLVER, ResolvFiles, nameservers, pointed, servers_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,6 +105,17 @@ def test_a_container_that_writes_its_file_for_ever_keeps_us_busy_for_a_while_onl
     assert path.read_text() == OLD
     files.put("box", str(path), ["10.1.0.1"])  # Docker has spoken of it again
     assert nameservers(path.read_text())[0] == "10.1.0.1"
+
+
+def test_what_is_no_file_or_too_large_to_be_docker_s_stays_and_is_not_waited_for(files: ResolvFiles, tmp_path: Path) -> None:
+    fifo, grown = tmp_path / "fifo", tmp_path / "grown"
+    os.mkfifo(fifo)
+    grown.write_text(OLD + "#" * (1 << 17))
+    for path in (fifo, grown):
+        files.put("box", str(path), ["10.1.0.1"])
+        with pytest.raises(OSError, match="file"):
+            servers_in(str(path))
+    assert grown.stat().st_size > 1 << 17
 
 
 def test_a_link_is_not_followed(files: ResolvFiles, tmp_path: Path) -> None:

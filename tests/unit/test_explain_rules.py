@@ -110,6 +110,31 @@ def test_what_cannot_be_judged_is_unsure_only_where_it_matters() -> None:
     assert run(strange, {"counter": None}).verdict == "accept"
 
 
+def test_a_chain_that_a_packet_comes_back_from_unchanged_casts_no_doubt() -> None:
+    addrtype = {"xt": {"type": "match", "name": "addrtype"}}
+    to_nat = {"jump": {"target": "o"}}
+
+    def nat_chain(*statements: dict[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {"chain": {"family": "inet", "table": "t", "name": "o"}},
+            {"rule": {"family": "inet", "table": "t", "chain": "o", "handle": 8, "expr": list(statements)}},
+        ]
+
+    dnat = {"dnat": {"addr": "10.0.0.9", "port": 8080}}
+    assert run(addrtype, to_nat, others=nat_chain(match(DPORT, 81), dnat)).verdict == "accept"
+    assert run(addrtype, to_nat, others=nat_chain(match(DPORT, 80), dnat)).verdict == "unsure"
+    assert run(addrtype, to_nat, others=nat_chain(match(DPORT, 81), DROP)).verdict == "accept"
+    assert run(addrtype, to_nat, others=nat_chain(match(DPORT, 80), DROP)).verdict == "unsure"
+    assert run(addrtype, to_nat, others=nat_chain(match(DPORT, 80), ACCEPT)).verdict == "accept"
+    assert run(addrtype, to_nat, others=nat_chain(match(DPORT, 80), ACCEPT), policy="drop").verdict == "unsure"
+    assert run(addrtype, to_nat, others=nat_chain({"xt": {"type": "match", "name": "u32"}}, DROP)).verdict == "unsure"
+    assert run(addrtype, to_nat, others=nat_chain({"mangle": {"key": {"meta": {"key": "mark"}}, "value": 7}})).verdict == "unsure"
+    # Whoever may be let through before it is rewritten may not be rewritten.
+    rewrites = {"rule": {"family": "inet", "table": "t", "chain": "c", "handle": 9, "expr": [dnat]}}
+    assert run(addrtype, to_nat, others=[*nat_chain(match(DPORT, 80), ACCEPT), rewrites]).verdict == "unsure"
+    assert run(addrtype, to_nat, others=[*nat_chain(match(DPORT, 81), ACCEPT), rewrites]).nat is not None
+
+
 def test_a_mark_and_notrack_stay_with_the_packet() -> None:
     seen = packet()
     rules = Ruleset(

@@ -36,8 +36,8 @@ def post(path: str, body: dict[str, Any] | None = None, *, dry_run: bool = False
     return request("POST", path + ("?dry_run=1" if dry_run else ""), body)
 
 
-def delete(path: str, *, dry_run: bool = False, interface: str = "") -> Any:
-    words = ["dry_run=1"] * dry_run + ([f"interface={quote(interface)}"] if interface else [])
+def delete(path: str, *, dry_run: bool = False, force: bool = False, interface: str = "") -> Any:
+    words = ["dry_run=1"] * dry_run + ["force=1"] * force + ([f"interface={quote(interface)}"] if interface else [])
     return request("DELETE", "?".join([path, "&".join(words)] if words else [path]))
 
 

@@ -68,6 +68,7 @@ def install(folders: tuple[str, ...], network: str, replace: bool, dry_run: bool
                 continue
             with _said(f"making {folder}"):
                 os.makedirs(folder, mode=0o755, exist_ok=True)
+            _retire(folder, retired=False)
             forwarder.place(path, "cni")
             click.echo(path)
     if text:
@@ -76,36 +77,35 @@ def install(folders: tuple[str, ...], network: str, replace: bool, dry_run: bool
 
 @cni.command()
 @_dir_option
+@click.option("--now", is_flag=True, help="Also while containers that Atoll made go on: what is put back must then delete them.")
 @output.dry_run_option
-def uninstall(folders: tuple[str, ...], dry_run: bool) -> None:
+def uninstall(folders: tuple[str, ...], now: bool, dry_run: bool) -> None:
     """Take Atoll's plugins and its configuration away, and put back what stood in their places.
 
-    Containers that are running keep their networks until they end, and the plugin host-local, if it is put back, is told their addresses.
+    As long as containers that Atoll made go on, its plugins stay for them alone: new ones are made by what is put back. Once they have
+    ended, say it again.
     """
     from atoll.frontends import forwarder
 
-    configuration = _place()
-    chooser = any(forwarder.replaced(os.path.join(folder, "host-local")) for folder in _folders(folders))
-    if chooser and not dry_run:
-        _leave_leases()
-    for folder in _folders(folders):
-        for name in _every_name():
-            path = os.path.join(folder, name)
-            kept = forwarder.replaced(path)
-            if not forwarder.is_ours(path) and not kept:
-                continue
-            if dry_run:
-                click.echo(f"mv {shlex.quote(kept)} {shlex.quote(path)}" if kept else f"rm {shlex.quote(path)}")
-                continue
-            forwarder.remove(path)
-            click.echo(path)
-    if _is_ours(configuration):
-        if dry_run:
-            click.echo(f"rm {shlex.quote(configuration)}")
-            return
-        with _said(f"removing {configuration}"):
-            os.unlink(configuration)
-        click.echo(configuration)
+    ours = [path for folder in _folders(folders) for path in _paths(folder) if forwarder.is_ours(path) or forwarder.replaced(path)]
+    left = [] if now or not ours else _attachments()
+    if dry_run:
+        _show_removal(ours, left)
+        return
+    if left and any(forwarder.replaced(path) for path in ours if os.path.basename(path) == "host-local"):
+        _leave_leases(left)
+    for folder in dict.fromkeys(map(os.path.dirname, ours)):
+        _retire(folder, retired=bool(left))
+    for path in () if left else ours:
+        forwarder.remove(path)
+        click.echo(path)
+    if _is_ours(_place()):
+        with _said(f"removing {_place()}"):
+            os.unlink(_place())
+        click.echo(_place())
+    if left:
+        names = output.short([name for name, _ in left])
+        click.echo(f"note: still there: {names}; Atoll's plugins stay for them until they end, then again: atoll cni uninstall", err=True)
 
 
 @cni.command()
@@ -176,18 +176,55 @@ def _state(folder: str, name: str) -> dict[str, str]:
     return {"path": path, "served_by": served, "kept": forwarder.replaced(path)}
 
 
-def _leave_leases() -> None:
-    """So that no new container gets the address of one that goes on; it goes when that one is deleted."""
-    for namespace in client.get("/v1/namespaces"):
-        for end in namespace["endpoints"]:
-            container, _, interface = str(end["owner"]).removeprefix("cni:").partition("/")
-            if end["owner"].startswith("cni:"):
-                folder = os.path.join(_LEASES, end["network"])
-                with _said(f"writing to {folder}"):
-                    os.makedirs(folder, mode=0o755, exist_ok=True)
-                    for address in end["addresses"]:
-                        with open(os.path.join(folder, address.partition("/")[0]), "w", encoding="utf-8") as file:
-                            file.write(f"{container}\r\n{interface}")
+def _paths(folder: str) -> list[str]:
+    return [os.path.join(folder, name) for name in _every_name()]
+
+
+def _attachments() -> list[tuple[str, dict[str, Any]]]:
+    """The endpoints that were made for CNI, each with its namespace's name."""
+    found = [(namespace["name"], end) for namespace in client.get("/v1/namespaces") for end in namespace["endpoints"]]
+    return [(name, end) for name, end in found if end["owner"].startswith("cni:")]
+
+
+def _show_removal(ours: list[str], left: list[tuple[str, dict[str, Any]]]) -> None:
+    from atoll.frontends import forwarder
+    from atoll.frontends.cni import RETIRED
+
+    if left:
+        for folder in dict.fromkeys(map(os.path.dirname, ours)):
+            click.echo(f"touch {shlex.quote(os.path.join(folder, RETIRED))}")
+    for path in () if left else ours:
+        kept = forwarder.replaced(path)
+        click.echo(f"mv {shlex.quote(kept)} {shlex.quote(path)}" if kept else f"rm {shlex.quote(path)}")
+    if _is_ours(_place()):
+        click.echo(f"rm {shlex.quote(_place())}")
+
+
+def _retire(folder: str, *, retired: bool) -> None:
+    """Whether Atoll's plugins in a folder are there for the containers that they made and for no others."""
+    from atoll.frontends.cni import RETIRED
+
+    path = os.path.join(folder, RETIRED)
+    with _said(f"writing {path}"):
+        if retired:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _leave_leases(left: list[tuple[str, dict[str, Any]]]) -> None:
+    """So that no new container gets the address of one that goes on; nor of one that has just ended, still known to neighbours: host-local
+    goes on after the last one given out."""
+    for _, end in sorted(left, key=lambda pair: float(pair[1]["created"])):
+        container, _, interface = end["owner"].removeprefix("cni:").partition("/")
+        folder = os.path.join(_LEASES, end["network"])
+        with _said(f"writing to {folder}"):
+            os.makedirs(folder, mode=0o755, exist_ok=True)
+            for number, address in enumerate(text.partition("/")[0] for text in end["addresses"]):
+                for name, words in ((address, f"{container}\r\n{interface}"), (f"last_reserved_ip.{number}", address)):
+                    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                        file.write(words)
 
 
 # --- configurations ------------------------------------------------------------------------------------------------------------------

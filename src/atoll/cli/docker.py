@@ -91,9 +91,8 @@ def uninstall(force: bool) -> None:
         raise Denied(f"may not remove {written[0]}", "run as root")
     if left := _networks():
         if not force:
-            raise Conflict(
-                f"Docker has networks of the driver {_DRIVER}: {output.short(left, 8)}", f"docker network rm {left[0]}, or --force"
-            )
+            some = " ".join(left[:8])
+            raise Conflict(f"Docker has networks of the driver {_DRIVER}: {output.short(left, 8)}", f"docker network rm {some}, or --force")
         click.echo(f"Docker's networks {output.short(left, 8)} have no driver any more", err=True)
     for path in written:
         _unlink(path)

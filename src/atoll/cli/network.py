@@ -117,14 +117,15 @@ def inspect(names: tuple[str, ...]) -> None:
 
 @network.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=output.complete_networks)
+@click.option("--force", is_flag=True, help="Even one of Docker's networks, which is of no use to Docker then.")
 @output.dry_run_option
-def rm(names: tuple[str, ...], dry_run: bool) -> None:
-    """Remove networks. One with endpoints is refused."""
-    output.remove("/v1/networks", names, dry_run=dry_run)
+def rm(names: tuple[str, ...], force: bool, dry_run: bool) -> None:
+    """Remove networks. One with endpoints is refused, and one of Docker's."""
+    output.remove("/v1/networks", names, dry_run=dry_run, force=force)
 
 
 @network.command()
 def prune() -> None:
-    """Remove all networks without endpoints."""
+    """Remove all networks without endpoints, but Docker's."""
     for name in client.post("/v1/networks/prune")["removed"]:
         click.echo(name)

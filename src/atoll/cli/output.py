@@ -61,12 +61,12 @@ def inspect(path: str, names: Sequence[str]) -> None:
     show_json([client.get(f"{path}/{client.quote(name)}") for name in names])
 
 
-def remove(path: str, names: Sequence[str], *, dry_run: bool) -> None:
+def remove(path: str, names: Sequence[str], *, dry_run: bool, force: bool = False) -> None:
     if dry_run:
         for name in names:
-            show_commands(client.delete(f"{path}/{client.quote(name)}", dry_run=True))
+            show_commands(client.delete(f"{path}/{client.quote(name)}", dry_run=True, force=force))
         return
-    each(names, lambda name: str(client.delete(f"{path}/{client.quote(name)}")["name"]))
+    each(names, lambda name: str(client.delete(f"{path}/{client.quote(name)}", force=force)["name"]))
 
 
 def short(words: Sequence[str], most: int = 4) -> str:

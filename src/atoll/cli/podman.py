@@ -112,7 +112,8 @@ def status(form: str) -> None:
     click.echo(f"netavark  {used or 'none'} ({'Atoll' if found['installed'] else 'not Atoll'})")
     if found["installed"]:
         click.echo(f"before    {found['before'] or 'none'} (serves the containers that it has set up, and rootless ones)")
-    click.echo(f"driver    {'atoll' if found['driver'] else 'none'} (podman network create -d atoll)")
+    driver = "atoll (podman network create -d atoll, from Podman 4.5 on)" if found["driver"] else f"none ({_COMMAND})"
+    click.echo(f"driver    {driver}")
     note = " (Podman doesn't call netavark: see atoll cni install)" if found["backend"] == "cni" else ""
     click.echo(f"backend   {found['backend'] or 'unknown (only root may ask, where podman is installed)'}{note}")
 

@@ -17,11 +17,12 @@ from atoll.engine.network_request import NetworkRequest
 from atoll.engine.runs import RunRequest
 from atoll.errors import Invalid
 from atoll.explain import checked, describe, explain
+from atoll.frontends.docker import claims
 from atoll.model import parse_publish
 from atoll.view import endpoint_view, host_view, namespace_view, network_view, run_view
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from atoll.engine import Engine
     from atoll.model import Endpoint
@@ -91,11 +92,21 @@ def _plan_create_network(engine: Engine, _: dict[str, str], body: NetworkRequest
 
 
 def _remove_network(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
-    return {"name": engine.remove_network(where["network"]).name}
+    return {"name": engine.remove_network(_removable(engine, where)).name}
+
+
+def _plan_remove_network(engine: Engine, where: dict[str, str], _: NoBody) -> Plan:
+    return engine.plan_remove_network(_removable(engine, where))
+
+
+def _removable(engine: Engine, where: dict[str, str]) -> str:
+    if not flag(where, "force"):
+        claims.check_removable(engine, where["network"])
+    return where["network"]
 
 
 def _prune(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
-    return {"removed": [network.name for network in engine.prune_networks()]}
+    return {"removed": [network.name for network in engine.prune_networks(claims.claimed(engine))]}
 
 
 def _namespaces(engine: Engine, _: dict[str, str], __: NoBody) -> Any:
@@ -125,7 +136,13 @@ def _remove_namespace(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
 
 
 def _connect(engine: Engine, where: dict[str, str], body: ConnectBody) -> Any:
+    claims.check_connectable(engine, where["network"], body.namespace)
     return endpoint_view(engine, engine.connect(where["network"], **msgspec.structs.asdict(body)))
+
+
+def _plan_connect(engine: Engine, where: dict[str, str], body: ConnectBody) -> Plan:
+    claims.check_connectable(engine, where["network"], body.namespace)
+    return engine.plan_connect(where["network"], **msgspec.structs.asdict(body))
 
 
 def _disconnect(engine: Engine, where: dict[str, str], _: NoBody) -> Any:
@@ -222,12 +239,8 @@ ROUTES: Final[dict[tuple[str, str], Call]] = {
     ("POST", "/v1/networks"): Call(NetworkRequest, _create_network, _plan_create_network),
     ("POST", "/v1/networks/prune"): Call(NoBody, _prune),
     ("GET", "/v1/networks/{network}"): Call(NoBody, _network),
-    ("DELETE", "/v1/networks/{network}"): Call(
-        NoBody, _remove_network, lambda engine, where, _: engine.plan_remove_network(where["network"])
-    ),
-    ("POST", "/v1/networks/{network}/endpoints"): Call(
-        ConnectBody, _connect, lambda engine, where, body: engine.plan_connect(where["network"], **msgspec.structs.asdict(body))
-    ),
+    ("DELETE", "/v1/networks/{network}"): Call(NoBody, _remove_network, _plan_remove_network),
+    ("POST", "/v1/networks/{network}/endpoints"): Call(ConnectBody, _connect, _plan_connect),
     ("DELETE", "/v1/networks/{network}/endpoints/{namespace}"): Call(
         NoBody,
         _disconnect,
@@ -257,6 +270,14 @@ ROUTES: Final[dict[tuple[str, str], Call]] = {
     ("GET", "/v1/explain"): Call(NoBody, _explain),
     ("POST", "/v1/explain"): Call(NoBody, lambda engine, where, body: _explain(engine, where, body, send=True)),
 }
+
+
+def flag(where: Mapping[str, str], name: str) -> bool:
+    """A parameter that is on or off. Raises `Invalid` for anything else: a dry run must not turn into the change itself."""
+    value = where.get(name, "0")
+    if value not in ("0", "1", "false", "true"):
+        raise Invalid(f"{name}={value[:40]} is neither true nor false", f"expected {name}=1 or {name}=0")
+    return value in ("1", "true")
 
 
 def decode(body: type[Struct], data: bytes) -> Any:

@@ -22,7 +22,7 @@ import msgspec
 from aiohttp import web
 
 import atoll
-from atoll.daemon.calls import ROUTES, decode
+from atoll.daemon.calls import ROUTES, decode, flag
 from atoll.daemon.doors import Doors
 from atoll.daemon.events import Events
 from atoll.daemon.neighbourhood import Neighbourhood
@@ -178,7 +178,7 @@ class Server:
         async def answer(request: web.Request) -> web.Response:
             body = decode(call.body, await request.read())
             where = {**request.query, **request.match_info}
-            dry_run = _asked_for(request, "dry_run")
+            dry_run = flag(request.query, "dry_run")
             if dry_run and call.plan is None:
                 raise Invalid(f"{request.method} {request.path} has no dry run")
 
@@ -229,7 +229,7 @@ class Server:
             since = int(request.query.get("since", request.headers.get("Last-Event-ID", "0")))
         except ValueError:
             raise Invalid("`since` is not a number", "expected the number of an event") from None
-        if not _asked_for(request, "follow"):
+        if not flag(request.query, "follow"):
             return _json(self._events.since(since))
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await answer.prepare(request)
@@ -341,14 +341,6 @@ class Server:
         except (AtollError, OSError, ValueError):
             log.exception("watching")
             return None
-
-
-def _asked_for(request: web.Request, name: str) -> bool:
-    """A parameter that is on or off. Raises `Invalid` for anything else: a dry run must not turn into the change itself."""
-    value = request.query.get(name, "0")
-    if value not in ("0", "1", "false", "true"):
-        raise Invalid(f"{name}={value[:40]} is neither true nor false", f"expected {name}=1 or {name}=0")
-    return value in ("1", "true")
 
 
 def _dump(value: Any) -> bytes:

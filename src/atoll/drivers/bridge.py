@@ -19,6 +19,7 @@ from atoll.plan.operations import (
     AddressDelete,
     BridgeAdd,
     LinkDelete,
+    LinkName,
     LinkSet,
     Operation,
     QueueDelete,
@@ -132,6 +133,8 @@ def endpoint_up(network: Network, endpoint: Endpoint, namespace: Namespace) -> l
     operations: list[Operation] = [
         VethAdd(near, far, inside, endpoint.mac, endpoint.mtu or network.mtu, network.shard(endpoint.shard), mark, spare=external)
     ]
+    if endpoint.host_name:
+        operations.append(LinkName(near, endpoint.host_name))
     if not network.icc:
         operations.append(LinkSet(HOST, near, isolated=True))
     operations += rates_up(endpoint)

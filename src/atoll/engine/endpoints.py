@@ -60,11 +60,13 @@ class EndpointOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 class ClientOptions(EndpointOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a front door may say besides: for whom it asks (`Endpoint.owner`), by which name some of the addresses are kept for this
-    (`hold_address`), and whether the client itself has the ports open on the host, so that they are no one else's."""
+    (`hold_address`), whether the client itself has the ports open on the host, so that they are no one else's, and a further name of the
+    endpoint's interface on the host."""
 
     owner: str = ""
     holder: str = ""
     ports_held: bool = False
+    host_name: str = ""
 
 
 class EndpointVerbs(PortVerbs):
@@ -170,6 +172,7 @@ class EndpointVerbs(PortVerbs):
             mac=self.choose_mac(where, options.mac),
             number=number,
             owner=owner,
+            host_name=self._host_name(where, options.host_name),
             shard=self._shard(where),
             aliases=tuple(check_name(alias, "alias") for alias in options.aliases),
             gateway_priority=options.gateway_priority,
@@ -193,6 +196,17 @@ class EndpointVerbs(PortVerbs):
             self.state.retract_addresses(endpoint)
             raise
         return where, who, endpoint
+
+    def _host_name(self, network: Network, wanted: str) -> str:
+        """A further name of the endpoint's interface on the host."""
+        if not wanted:
+            return ""
+        if network.driver != "bridge":
+            raise Invalid(f"driver {network.driver} has no interface of an endpoint on the host", "leave out its name")
+        links = self.links().values()
+        if any(check_interface(wanted) in (link.name, *link.altnames) for link in links):
+            raise Conflict(f"an interface of the host is called {wanted}", "choose another name")
+        return wanted
 
     def _check_allowed(self, network: Network, namespace: Namespace, interface: str) -> None:
         for object_, what in ((network, "network"), (namespace, "namespace")):

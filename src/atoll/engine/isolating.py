@@ -25,16 +25,9 @@ class IsolationVerbs(Base):
         rule end.
         """
         faults.begin("set_isolation")
-        before = self.state.network(network)
-        if isolation not in ISOLATIONS:
-            raise Invalid(f"isolation {str(isolation)[:40]!r} is unknown", f"one of {', '.join(ISOLATIONS)}")
-        if before.driver != "bridge":
-            raise Invalid(f"a {before.driver} network can't be isolated", "its packets don't pass the host")
-        if before.state != "ready":
-            raise Conflict(f"network {before.name} is {before.state}", "try again in a moment")
-        if before.isolation == isolation:
+        before, after = self._isolated(network, isolation)
+        if before == after:
             return before
-        after = structs.replace(before, isolation=isolation)
         self._put_isolated(after)
         try:
             self.do(self._isolation_plan(before, after))
@@ -44,6 +37,22 @@ class IsolationVerbs(Base):
             raise
         self.emit("network.change", network=after.name, isolation=isolation)
         return after
+
+    def plan_set_isolation(self, network: str, isolation: Isolation) -> Plan:
+        return self._isolation_plan(*self._isolated(network, isolation))
+
+    # --- parts ---
+
+    def _isolated(self, network: str, isolation: Isolation) -> tuple[Network, Network]:
+        """The network before and after."""
+        before = self.state.network(network)
+        if isolation not in ISOLATIONS:
+            raise Invalid(f"isolation {str(isolation)[:40]!r} is unknown", f"one of {', '.join(ISOLATIONS)}")
+        if before.driver != "bridge":
+            raise Invalid(f"a {before.driver} network can't be isolated", "its packets don't pass the host")
+        if before.state != "ready":
+            raise Conflict(f"network {before.name} is {before.state}", "try again in a moment")
+        return before, structs.replace(before, isolation=isolation)
 
     def _put_isolated(self, network: Network) -> None:
         with self.store.transaction():

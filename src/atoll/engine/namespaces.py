@@ -363,6 +363,7 @@ class NamespaceVerbs(Base):
 
 
 def check_path(path: str) -> str:
-    if not path.startswith("/") or "\0" in path or len(path) > 4000:
+    # Bytes that aren't UTF-8 can't be kept, and what isn't printable shouldn't be.
+    if not path.startswith("/") or not path.isprintable() or len(path) > 4000:
         raise Invalid(f"{path[:80]!r} is not an absolute path", "expected a file such as /run/netns/NAME")
     return path

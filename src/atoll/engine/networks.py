@@ -21,7 +21,7 @@ from atoll.plan.execute import dismantle
 from atoll.plan.operations import NftScript, Operation, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
 
 class NetworkVerbs(Base):
@@ -112,9 +112,9 @@ class NetworkVerbs(Base):
                 errors.append(error)
         return errors
 
-    def prune_networks(self) -> list[Network]:
-        """Remove every network without endpoints."""
-        unused = [network for network in self.state.networks.values() if not self.state.count_on(network)]
+    def prune_networks(self, keep: Collection[str] = ()) -> list[Network]:
+        """Remove every network without endpoints, but those with the ids `keep`."""
+        unused = [network for network in self.state.networks.values() if network.id not in keep and not self.state.count_on(network)]
         return [self.remove_network(network.id) for network in unused]
 
     def networks(self) -> list[Network]:

@@ -226,8 +226,8 @@ class PortVerbs(Base):
         for port in ports:
             if port.host_version and port.host_version not in families:
                 raise Invalid(
-                    f"{port} is on an IPv{port.host_version} address, and {endpoint.namespace} has none on {network.name}",
-                    "publish on an address of the network's family",
+                    f"{port} is on an IPv{port.host_version} address, and there is none for it on network {network.name}",
+                    f"publish on an IPv{10 - port.host_version} address, or on none in particular",
                 )
 
     def _publish_plan(self, before: Endpoint, after: Endpoint, ports: Collection[PublishedPort]) -> Plan:

@@ -40,46 +40,32 @@ class TuningVerbs(ChangingVerbs):
         it was.
         """
         faults.begin("tune")
-        where, endpoint = self._tuned(network, namespace, interface)
-        others = [other for other in self.state.endpoints_of(namespace) if other.id != endpoint.id]
-        _check(where, self.state.namespace(namespace), endpoint, tuning)
-        _check_others(tuning, others)
-        found = self._found(endpoint, tuning, others)
-        after = structs.replace(
-            self._retuned(where, endpoint, tuning.mac, tuning.mtu),
-            tuning=_over(tuning, endpoint.tuning),
-            untuned=_over(endpoint.untuned, found),
-        )
-        back = driver.changes(_over(_part(endpoint.tuning, tuning), found), endpoint.interface, namespace)
-        made = self._change(
-            where,
-            endpoint,
-            after,
-            Plan.of(self._retune_plan(where, endpoint, after).operations, driver.changes(tuning, endpoint.interface, namespace)),
-            Plan.of(back, self._retune_plan(where, after, endpoint).operations),
-        )
-        return self._as_shown(made, tuning)
+        where, before, after, found = self._asked(network, namespace, tuning, interface)
+        known = driver.changes(_over(_part(before.tuning, tuning), found), before.interface, namespace)
+        back = Plan.of(known, self._retune_plan(where, after, before).operations)
+        return self._as_shown(self._change(where, before, after, self._tuning_plan(where, before, after, tuning), back), tuning)
+
+    def plan_tune(self, network: str, namespace: str, tuning: Tuning, *, interface: str = "") -> Plan:
+        where, before, after, _ = self._asked(network, namespace, tuning, interface)
+        return self._tuning_plan(where, before, after, tuning)
 
     def untune(self, network: str, namespace: str, *, interface: str = "") -> Endpoint:
         """Put back what was there before `tune`, and then the record. Nothing to put back is success."""
         faults.begin("untune")
-        where, endpoint = self._tuned(network, namespace, interface)
-        if endpoint.tuning == UNTUNED == endpoint.untuned:
-            return endpoint
-        others = [other for other in self.state.endpoints_of(namespace) if other.id != endpoint.id]
-        before = structs.replace(endpoint.untuned, settings=driver.not_asked_by(others, endpoint.untuned.settings))
-        # The MAC address that it had is somebody else's by now, perhaps.
-        mac = "" if before.mac != endpoint.mac and self.state.mac_taken(where, before.mac) else before.mac
-        after = structs.replace(self._retuned(where, endpoint, mac, before.mtu), tuning=UNTUNED, untuned=UNTUNED)
-        operations = driver.changes(before, endpoint.interface, namespace)
-        errors = dismantle(self.host, Plan.of(operations, self._retune_plan(where, endpoint, after).operations))
+        where, before, after, former = self._untuned(network, namespace, interface)
+        if before.tuning == UNTUNED == before.untuned:
+            return before
+        errors = dismantle(self.host, self._tuning_plan(where, before, after, former))
         faults.step()
         self._record_change(after)
         faults.step()
-        self.emit("endpoint.change", network=where.name, namespace=namespace, id=endpoint.id)
+        self.emit("endpoint.change", network=where.name, namespace=namespace, id=after.id)
         if errors:
             raise errors[0]
         return after
+
+    def plan_untune(self, network: str, namespace: str, *, interface: str = "") -> Plan:
+        return self._tuning_plan(*self._untuned(network, namespace, interface))
 
     def tuning_faults(self, network: str, namespace: str, tuning: Tuning, *, interface: str = "") -> list[str]:
         """What isn't as it was asked, in words; empty when all is."""
@@ -99,6 +85,29 @@ class TuningVerbs(ChangingVerbs):
         return wrong
 
     # --- parts ---
+
+    def _asked(self, network: str, namespace: str, tuning: Tuning, interface: str) -> tuple[Network, Endpoint, Endpoint, Tuning]:
+        """The endpoint before and after, and what is there of what is asked; everything checked."""
+        where, before = self._tuned(network, namespace, interface)
+        others = [other for other in self.state.endpoints_of(namespace) if other.id != before.id]
+        _check(where, self.state.namespace(namespace), before, tuning)
+        _check_others(tuning, others)
+        found = self._found(before, tuning, others)
+        asked, untuned = _over(tuning, before.tuning), _over(before.untuned, found)
+        return where, before, structs.replace(self._retuned(where, before, tuning.mac, tuning.mtu), tuning=asked, untuned=untuned), found
+
+    def _untuned(self, network: str, namespace: str, interface: str) -> tuple[Network, Endpoint, Endpoint, Tuning]:
+        """The endpoint before and after, and what comes back."""
+        where, before = self._tuned(network, namespace, interface)
+        others = [other for other in self.state.endpoints_of(namespace) if other.id != before.id]
+        former = structs.replace(before.untuned, settings=driver.not_asked_by(others, before.untuned.settings))
+        # The MAC address that it had is somebody else's by now, perhaps.
+        mac = "" if former.mac != before.mac and self.state.mac_taken(where, former.mac) else former.mac
+        return where, before, structs.replace(self._retuned(where, before, mac, former.mtu), tuning=UNTUNED, untuned=UNTUNED), former
+
+    def _tuning_plan(self, where: Network, before: Endpoint, after: Endpoint, tuning: Tuning) -> Plan:
+        changes = driver.changes(tuning, after.interface, after.namespace)
+        return Plan.of(self._retune_plan(where, before, after).operations, changes)
 
     def _found(self, endpoint: Endpoint, tuning: Tuning, others: Iterable[Endpoint]) -> Tuning:
         """What is there of what is asked; where another endpoint of the namespace asks for the same, what was there before that one."""

@@ -169,7 +169,8 @@ class _Asked:
         """`connect` and `publish` with the names that the question has."""
         target, source = self.target, self.source
         publish = f"atoll publish {target.namespace} {self.question.port}:{self.question.port}/{self.question.protocol}"
-        connect = f"atoll connect {target.network or 'NETWORK'} {source.namespace}"
+        program = "docker network" if self.names.is_external(source.namespace) else "atoll"
+        connect = f"{program} connect {target.network or 'NETWORK'} {source.namespace}"
         can_connect = bool(source.namespace and target.network not in source.networks)
         can_publish = bool(target.namespace and self.question.port and self.question.protocol != "icmp")
         if fix == "connect":

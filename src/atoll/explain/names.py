@@ -63,6 +63,11 @@ class Names:
         word = self._engine.state.who(known) if known is not None else ""
         return word if word in CLIENTS else ""
 
+    def is_external(self, namespace: str) -> bool:
+        """Whether somebody else sets up its inside: Docker, who must be told then."""
+        known = self._engine.state.namespaces.get(namespace)
+        return known is not None and known.is_external
+
     def network_of(self, bridge: str) -> str:
         return self._bridges[bridge].name if bridge in self._bridges else bridge
 

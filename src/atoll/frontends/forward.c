@@ -155,7 +155,7 @@ static struct bytes encode(const char *program, int argc, char **argv, const str
     append_text(&body, DOOR);
     append_text(&body, program);
     append_text(&body, getcwd(folder, sizeof folder) && *folder == '/' ? folder : "");
-    append_number(&body, argc > 1 ? argc - 1 : 0);
+    append_number(&body, argc - 1);
     for (int i = 1; i < argc; i++)
         append_text(&body, argv[i]);
     for (char **variable = environ; *variable; variable++)
@@ -232,10 +232,11 @@ static int try_connect(void)
     return -1;
 }
 
-/* What a daemon may inherit of the caller's environment. */
+/* What a daemon may inherit of the caller's environment. Not HOME, where its interpreter would look for modules: by sudo that is often the
+ * home of an ordinary user. */
 static char **daemon_environment(void)
 {
-    static const char *const kept[] = {"PATH=", "HOME=", "LANG=", "LC_", "TZ=", "TMPDIR=", "DBUS_SYSTEM_BUS_ADDRESS=", "ATOLL_"};
+    static const char *const kept[] = {"PATH=", "LANG=", "LC_", "TZ=", "TMPDIR=", "DBUS_SYSTEM_BUS_ADDRESS=", "ATOLL_"};
     setenv("ATOLL_RUN", RUN, 1);
     setenv("ATOLL_STATE", STATE, 1);
     size_t count = 0, size = 0;
@@ -295,7 +296,10 @@ static void start(long deadline)
     close(ends[1]);
     struct pollfd ready = {.fd = ends[0], .events = POLLIN};
     while (child > 0 && part && size < sizeof words - 1) {
-        if (now() >= deadline || poll(&ready, 1, 1000 * (deadline - now())) == 0) {
+        int found = now() < deadline ? poll(&ready, 1, 1000 * (deadline - now())) : 0;
+        if (found < 0 && errno == EINTR)
+            continue;
+        if (found == 0) {
             kill(child, SIGKILL);
             fail(TRY_AGAIN, "the daemon takes too long to start", "its log is " RUN "/daemon.log");
         }
@@ -324,7 +328,9 @@ static int reach(const char *program, char **argv, const struct bytes *input)
             fail(TRY_AGAIN, RUN "/doors.sock", strerror(errno));
         if (!owns_state())
             be_otherwise(program, argv, input);
+        mode_t mask = umask(022);
         mkdir(RUN, 0755);
+        umask(mask);
         if (lock < 0 && (lock = open(RUN "/doors.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600)) < 0)
             fail(IO_FAILED, RUN "/doors.lock", strerror(errno));
         if (now() >= deadline)
@@ -417,8 +423,10 @@ int main(int argc, char **argv)
             break;
         }
     const char *program = (const char *)getauxval(AT_EXECFN);
+    if (argc == 0) /* kernels before 5.18 allow it: the arguments would run into the environment */
+        return 1;
     if (!program)
-        program = argc ? argv[0] : "";
+        program = argv[0];
     struct bytes input = read_input(), call = encode(program, argc, argv, &input);
     for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
         char head[8];

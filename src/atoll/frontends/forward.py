@@ -20,7 +20,7 @@ MOST = 16 << 20
 STARTING = 45
 ATTEMPTS = 3
 IO_FAILED, TRY_AGAIN = 5, 11
-KEPT = (b"PATH", b"HOME", b"LANG", b"TZ", b"TMPDIR", b"DBUS_SYSTEM_BUS_ADDRESS")
+KEPT = (b"PATH", b"LANG", b"TZ", b"TMPDIR", b"DBUS_SYSTEM_BUS_ADDRESS")
 
 
 class Failure(Exception):
@@ -188,10 +188,12 @@ def reach(program: bytes, arguments: list[bytes], data: bytes) -> _socket.socket
     import time
 
     deadline = time.monotonic() + STARTING
+    mask = posix.umask(0o022)
     try:  # noqa: SIM105 - contextlib would have to be imported
         posix.mkdir(RUN, 0o755)
     except OSError:
         pass
+    posix.umask(mask)
     try:
         lock = posix.open(f"{RUN}/doors.lock", posix.O_RDWR | posix.O_CREAT, 0o600)
     except OSError as error:
@@ -292,13 +294,17 @@ def main() -> int:
     while (fd := posix.open("/dev/null", posix.O_RDWR)) <= 2:
         pass
     posix.close(fd)
-    words = [word.encode(sys.getfilesystemencoding(), "surrogateescape") for word in sys.argv]
+    command = [word.encode(sys.getfilesystemencoding(), "surrogateescape") for word in sys.argv]
     try:
-        return forward(words[0], words[1:])
+        return forward(command[0], command[1:])
     except Failure as error:
-        write_all(1, failed(*error.args))
-    except OSError as error:
-        write_all(1, failed(IO_FAILED, "the call can't be handed on", str(error.strerror or error)))
+        words = failed(*error.args)
+    except (OSError, ValueError) as error:
+        words = failed(IO_FAILED, "the call can't be handed on", str(getattr(error, "strerror", "") or error))
+    try:  # noqa: SIM105 - as above
+        write_all(1, words)
+    except OSError:
+        pass
     return 1
 
 

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from atoll import paths
 from atoll.errors import Denied, Failed, Invalid, NotFound
+from atoll.frontends.files import read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 #: The folder, beside an executed file of ours, of what stood in its place before. The forwarder knows it, too.
 REPLACED: Final = ".atoll-replaced"
@@ -38,7 +39,7 @@ _SOCKET: Final = 107
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-")
 #: With the C library inside it starts in half the time; where there is only the shared one, with that.
 _COMPILE: Final = ("-std=c99", "-O2", "-s")
-_KINDS: Final = (("-static",), ())
+_LINKING: Final = (("-static",), ())
 
 
 def place(path: str, door: str, otherwise: str = "") -> str:
@@ -48,23 +49,24 @@ def place(path: str, door: str, otherwise: str = "") -> str:
     for ordinary users, `Invalid`, `Failed`.
     """
     _check(path, door)
-    built = build(door, otherwise)
     kept = _kept(path)
-    moved = False
+    keeps = os.path.lexists(path) and not is_ours(path)
     try:
-        if os.path.lexists(path) and not is_ours(path):
+        built = build(door, otherwise)
+        if keeps:
             if os.path.isdir(path):
                 raise Invalid(f"{path} is a folder", "a file can be replaced, a folder can't")
             os.makedirs(os.path.dirname(kept), exist_ok=True)
             # Linked and not moved, so that the path never leads nowhere: a runtime may be about to execute it.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(kept)
-            os.link(path, kept, follow_symlinks=False)
-            moved = True
+            with _beside(Path(kept)) as fresh:
+                fresh.unlink()
+                os.link(path, fresh, follow_symlinks=False)
         _install(built, path)
     except OSError as error:
-        if moved:
-            os.unlink(kept)
+        with contextlib.suppress(OSError):
+            if keeps and os.path.samestat(os.lstat(path), os.lstat(kept)):
+                os.unlink(kept)
+            os.rmdir(os.path.dirname(kept))
         raise _refused("putting a forwarder at", path, error) from None
     return kind(path)
 
@@ -115,16 +117,18 @@ def replaced(path: str) -> str:
 # --- building ------------------------------------------------------------------------------------------------------------------------
 
 
-def build(door: str, otherwise: str = "", *, compiler: str | None = "cc", patience: int = 60) -> Path:
-    """A forwarder in the state folder, built if it isn't there. `compiler` None makes the script; `patience` is in seconds."""
+def build(door: str, otherwise: str = "", *, compilers: Sequence[str] = ("cc", "gcc", "clang"), patience: int = 60) -> Path:
+    """A forwarder in the state folder, built if it isn't there, by the first of the compilers that there is; the script without one.
+    `patience` is for how many seconds it waits for an answer. Raises OSError, `Failed`, `Invalid`."""
     run, state = os.path.abspath(paths.run_folder()), os.path.abspath(paths.state_folder())
     if len(os.fsencode(f"{run}/doors.sock")) > _SOCKET:
         raise Invalid(f"the path {run}/doors.sock is too long for a socket", "set ATOLL_RUN to a shorter path")
     baked: dict[str, str | int] = {"DOOR": door, "RUN": run, "STATE": state, "PYTHON": sys.executable, "OTHERWISE": otherwise}
     baked["PATIENCE"] = patience
-    found = shutil.which(compiler) if compiler else None
+    found = next(filter(None, map(shutil.which, compilers)), None)
+    os.makedirs(state, mode=0o700, exist_ok=True)
     folder = Path(state) / "forwarders"
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     if found:
         source = (_SOURCES / "forward.c").read_bytes()
         built = folder / _key(source, found, repr(baked))
@@ -145,7 +149,7 @@ def _key(*parts: bytes | str) -> str:
 def _compiled(compiler: str, baked: dict[str, str | int], built: Path) -> bool:
     """Whether the compiler could make it."""
     defined = [f"-D{name}={value if isinstance(value, int) else _c_string(value)}" for name, value in baked.items()]
-    for how in _KINDS:
+    for how in _LINKING:
         with _beside(built) as fresh:
             command = [compiler, *_COMPILE, *how, *defined, "-o", str(fresh), str(_SOURCES / "forward.c")]
             try:
@@ -211,9 +215,7 @@ def _kept(path: str) -> str:
 def _content(path: str) -> bytes:
     """Of a regular file that is small enough, else nothing."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            about = os.fstat(file.fileno())
-            return file.read() if stat.S_ISREG(about.st_mode) and about.st_size <= _MOST else b""
+        return read_file(path, _MOST)
     except OSError:
         return b""
 
@@ -224,10 +226,10 @@ def _beside(path: Path) -> Iterator[Path]:
     fd, name = tempfile.mkstemp(prefix=".atoll-", dir=path.parent)
     os.close(fd)
     fresh = Path(name)
+    fresh.chmod(0o755)
     try:
         yield fresh
-        if fresh.exists():
-            fresh.chmod(0o755)
+        if os.path.lexists(fresh):
             fresh.rename(path)
     finally:
         fresh.unlink(missing_ok=True)

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from atoll.errors import Conflict, Denied, NotFound
-from atoll.kernel import announce, netlink, netns, nft
+from atoll.kernel import announce, netlink, netns, nft, rtnl
+from atoll.kernel.unlink import delete_link
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
@@ -41,6 +43,7 @@ class Host:
         self.visitor = netns.Visitor(in_place=in_place)
         self.netns = self.visitor.home
         self.identity = netns.identity(self.netns)
+        self._deleting: list[threading.Thread] = []
         try:
             self.rtnl = netlink.Socket()
         except PermissionError:
@@ -60,7 +63,16 @@ class Host:
         """For frames that the host itself sends, whole."""
         return self.visitor.run(self.netns, announce.open_socket)
 
+    def delete_link(self, name: str) -> None:
+        """Returns when a link of the host's own, and its peer, are gone; sooner than a request by `rtnl`. Raises `NetlinkError`."""
+        self._deleting = [thread for thread in self._deleting if thread.is_alive()]
+        sender, listener = self.run(lambda: (netlink.Socket(), netlink.Socket(groups=(rtnl.GROUP_LINK,))))
+        with listener:
+            self._deleting.append(delete_link(name, sender, listener))
+
     def close(self) -> None:
+        for thread in self._deleting:
+            thread.join()
         for name in ("nft", "nfnl", "packets"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
@@ -212,7 +224,7 @@ def port_holder(port: int, protocol: str) -> str:
             continue
         with contextlib.suppress(OSError):
             if any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):
-                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+                return f"{(process / 'comm').read_text(errors='replace').strip()} (pid {process.name})"
     return ""
 
 

@@ -36,6 +36,7 @@ RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
 RTM_GETLINK: Final = 18
 RTM_SETLINK: Final = 19
+RTM_NEWLINKPROP: Final = 108
 RTM_NEWADDR: Final = 20
 RTM_DELADDR: Final = 21
 RTM_GETADDR: Final = 22
@@ -82,6 +83,8 @@ _IFLA_NET_NS_FD: Final = 28
 _IFLA_IFALIAS: Final = 20
 _IFLA_GROUP: Final = 27
 _IFLA_EXT_MASK: Final = 29
+_IFLA_PROP_LIST: Final = 52
+_IFLA_ALT_IFNAME: Final = 53
 _IFLA_INFO_KIND: Final = 1
 _IFLA_INFO_DATA: Final = 2
 _IFLA_INFO_SLAVE_KIND: Final = 4
@@ -159,7 +162,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 class Link(NamedTuple):
     """An interface as the kernel has it. `master` and `link` are interface indexes, 0 for none; `isolated` is the bridge port's flag;
-    `queue` how many packets may wait to be sent."""
+    `queue` how many packets may wait to be sent; `altnames` are further names."""
 
     ifindex: int
     name: str
@@ -175,6 +178,7 @@ class Link(NamedTuple):
     promisc: bool = False
     allmulti: bool = False
     queue: int = 0
+    altnames: tuple[str, ...] = ()
 
 
 class AddressRow(NamedTuple):
@@ -308,6 +312,12 @@ def tune_link(index: int, *, promisc: bool | None = None, allmulti: bool | None 
     return message(RTM_NEWLINK, 0, _IFINFO.pack(socket.AF_UNSPEC, 0, index, flags, change) + attrs)
 
 
+def add_altname(index: int, name: str) -> bytes:
+    """A further name of an interface (Linux 5.5), under which ip, tc and others find it as well."""
+    names = nested(_IFLA_PROP_LIST, text(_IFLA_ALT_IFNAME, name))
+    return message(RTM_NEWLINKPROP, CREATE | NLM_F_APPEND, _link_body(index, up=None, attrs=names))
+
+
 def set_alias(name: str, alias: str, *, mtu: int = 0) -> bytes:
     """The alias of an interface that was made a message before: the kernel takes none in the message that makes it.
 
@@ -369,6 +379,9 @@ def parse_link(body: bytes) -> Link:
         promisc=bool(flags & _IFF_PROMISC),
         allmulti=bool(flags & _IFF_ALLMULTI),
         queue=number(found.get(_IFLA_TXQLEN, b"")),
+        altnames=tuple(string(value) for kind, value in attribute_list(found[_IFLA_PROP_LIST]) if kind == _IFLA_ALT_IFNAME)
+        if _IFLA_PROP_LIST in found
+        else (),
     )
 
 

@@ -26,7 +26,7 @@ def enter(keep: Collection[str] = ()) -> None:
     _leave(netns.CLONE_NEWNET | netns.CLONE_NEWNS)
     _own_netns_folder(keep)
     with contextlib.suppress(OSError):
-        netns.mount("sysfs", "/sys", "sysfs")
+        _own_sysfs()
     fresh()
 
 
@@ -63,6 +63,20 @@ def fresh() -> None:
     for setting in ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables", "net/ipv6/conf/default/accept_dad"):
         if sysctl.read(setting) is not None:
             sysctl.write(setting, "0")
+
+
+def _own_sysfs() -> None:
+    """A sysfs that shows this network namespace's interfaces. The cgroups, which are mounted in it, come along: containers need them."""
+    cgroups = "/sys/fs/cgroup"
+    if not os.path.ismount(cgroups):
+        netns.mount("sysfs", "/sys", "sysfs")
+        return
+    fd = os.open(cgroups, os.O_PATH | os.O_CLOEXEC)
+    try:
+        netns.mount("sysfs", "/sys", "sysfs")
+        netns.mount(f"/proc/self/fd/{fd}", cgroups, "none", netns.MS_BIND | netns.MS_REC)
+    finally:
+        os.close(fd)
 
 
 def _own_netns_folder(keep: Collection[str]) -> None:

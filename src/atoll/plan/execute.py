@@ -131,6 +131,8 @@ def _batches(plan: op.Plan) -> Iterator[tuple[_Way, list[op.Operation]]]:
 def _run(host: Host, way: _Way, batch: Sequence[op.Operation], *, one_by_one: bool = False) -> None:
     means, namespace = way
     match means:
+        case "netlink" if one_by_one and not namespace and isinstance(batch[0], op.LinkDelete):
+            host.delete_link(batch[0].name)
         case "netlink":
             with host.socket_in(namespace) as sock:
                 _send(host, sock, batch, one_by_one=one_by_one)
@@ -266,6 +268,8 @@ def _encode(operation: op.Operation, index: Callable[[str], int], target: Callab
             yield rtnl.set_alias(name, alias)
         case op.LinkSet():
             yield from _encode_link(operation, index)
+        case op.LinkName(name, other):
+            yield rtnl.add_altname(index(name), other)
         case op.LinkTune(_, name, promisc, allmulti, queue):
             yield rtnl.tune_link(index(name), promisc=promisc, allmulti=allmulti, queue=queue)
         case op.LinkDelete(_, name):

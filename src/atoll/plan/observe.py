@@ -105,6 +105,9 @@ def repairs(operation: op.Operation, observed: Observed, remade: set[tuple[str, 
             return _link(operation, op.HOST, "ifb", observed, remade, up=True)
         case op.LinkSet():
             return _set(operation, observed, remade)
+        case op.LinkName(name, other):
+            found = observed.link(op.HOST, name)
+            return [] if found is not None and other in found.altnames and (op.HOST, name) not in remade else [operation]
         case op.LinkTune():
             return _tuning(operation, observed, remade)
         case op.SysctlSet():
@@ -135,7 +138,7 @@ def place(operation: op.Operation) -> tuple[str, str] | None:
             return namespace, name
         case op.RouteAdd() if operation.link:
             return operation.namespace, operation.link
-        case op.RateSet(link) | op.Redirect(link):
+        case op.RateSet(link) | op.Redirect(link) | op.LinkName(link):
             return op.HOST, link
         case op.SysctlSet(namespace, setting) if "/conf/" in setting:
             return namespace, setting.split("/")[3]

@@ -181,6 +181,16 @@ class LinkSet(Operation, frozen=True):
         return found
 
 
+class LinkName(Operation, frozen=True):
+    """A further name of an interface of the host."""
+
+    name: str
+    other: str
+
+    def commands(self) -> list[str]:
+        return [f"ip link property add dev {self.name} altname {self.other}"]
+
+
 class LinkTune(Operation, frozen=True):
     """Whether an interface takes in frames for others (`promisc`) and all multicast, and how many packets may wait in its queue; what is
     None stays as it is."""

@@ -18,14 +18,16 @@ from atoll.frontends.cni import refusal, words
 from atoll.frontends.cni.plugins import PLUGINS
 from atoll.frontends.cni.refusal import Refusal, Unknown, Unserved
 from atoll.frontends.cni.results import form
+from atoll.frontends.forwarder import REPLACED
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
     from atoll.frontends.call import Call
     from atoll.frontends.cni.words import Request
 
-#: Where `atoll cni install --replace` puts the plugins whose places it takes, beside them.
-REPLACED: Final = ".atoll-replaced"
+
+#: A file in the plugins' folder that `atoll cni uninstall` leaves as long as containers that we made go on: only their DEL is waited for.
+RETIRED: Final = ".atoll-retired"
 
 
 def answer(engine: Engine, call: Call) -> Answer:
@@ -51,6 +53,8 @@ def _serve(engine: Engine, request: Request) -> bytes:
     if plugin is None:
         known = ", ".join(sorted(PLUGINS))
         raise Refusal(refusal.BAD_CONFIG, f"there is no plugin {request.plugin[:40]!r} in Atoll", f"it serves {known}")
+    if request.environment.command in ("ADD", "STATUS") and os.path.exists(os.path.join(os.path.dirname(request.program), RETIRED)):
+        raise Unserved("Atoll's plugins take no new containers here", "atoll cni install has them do so again")
     match request.environment.command:
         case "ADD":
             return form(plugin.add(engine, request), request.version)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, field, structs
 
-from atoll.frontends.cni.refusal import BAD_CONFIG, IO_FAILURE, UNDECODABLE, Refusal, Unserved, convert
+from atoll.frontends.cni.refusal import BAD_CONFIG, IO_FAILURE, Refusal, Unserved, convert
 from atoll.frontends.cni.results import Dns, Route
+from atoll.frontends.files import read_file
 from atoll.model import Address, Prefix
 
 if TYPE_CHECKING:
@@ -240,12 +241,9 @@ def _routes(routes: tuple[Route, ...]) -> tuple[Route, ...]:
 def _resolv_conf(path: str) -> Dns:
     """As resolv.conf(5) has it: the last `domain`, `search` and `options` count."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
+        text = read_file(path, _MOST_BYTES).decode("utf-8", "replace")
+    except OSError as error:
         raise Refusal(IO_FAILURE, f"reading resolvConf {path[:200]!r}", str(error)[:200]) from None
-    if len(text) > _MOST_BYTES:
-        raise Refusal(UNDECODABLE, f"resolvConf {path[:200]!r} is too long to be one")
     servers: list[str] = []
     said: dict[str, Any] = {"domain": "", "search": (), "options": ()}
     for words in (line.split() for line in text.splitlines()):

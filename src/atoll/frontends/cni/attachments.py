@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct, field
 
 from atoll.errors import AtollError, Conflict, NotFound
-from atoll.frontends.cni.refusal import BAD_ENVIRONMENT, IO_FAILURE, Refusal, Unknown, convert
+from atoll.frontends.cni.refusal import IO_FAILURE, Refusal, Unknown, convert
 from atoll.frontends.cni.words import attachment_of
 from atoll.kernel import netns
 
@@ -82,27 +82,29 @@ def require(engine: Engine, request: Request) -> tuple[Network, Endpoint]:
 # --- namespaces ----------------------------------------------------------------------------------------------------------------------
 
 
-def namespace_of(engine: Engine, request: Request, *, servers: tuple[str, ...] = ()) -> tuple[Namespace, bool]:
-    """The container's namespace under our care, and whether it came there only now (then it goes with its last attachment).
-
-    Raises `Refusal` for the host's own, and `NotFound` where nothing is.
-    """
+def _namespace(engine: Engine, request: Request, *, servers: tuple[str, ...] = ()) -> tuple[Namespace, bool]:
+    """The container's namespace under our care, and whether it came there only now (then it goes with its last attachment)."""
     path = request.environment.netns
-    fd = netns.open_path(path)
-    try:
-        if netns.identity(fd) == engine.host.identity:
-            raise Refusal(_HOSTS_OWN, f"CNI_NETNS {path[:200]} is the host's own network namespace", "a container needs one of its own")
-    finally:
-        os.close(fd)
     known = engine.namespace_at(path)
     if known is not None:
         return known, False
-    if not path.startswith("/"):
-        raise Refusal(BAD_ENVIRONMENT, f"CNI_NETNS {path[:200]!r} is not an absolute path")
     labels = _labels(request)
-    source = f"cni:{request.environment.container[:200]}"
     name = _name(engine, request)
-    return engine.adopt_namespace(name, path=path, follow=True, source=source, labels=labels, servers=servers), True
+    return engine.adopt_namespace(name, path=path, follow=True, source=_source(request), labels=labels, servers=servers), True
+
+
+def _source(request: Request) -> str:
+    return f"cni:{request.environment.container[:200]}"
+
+
+def open_netns(engine: Engine, request: Request) -> int:
+    """The namespace behind CNI_NETNS, as a descriptor. Raises `Refusal` for the host's own, and `NotFound` where nothing is."""
+    path = request.environment.netns
+    fd = netns.open_path(path)
+    if netns.identity(fd) == engine.host.identity:
+        os.close(fd)
+        raise Refusal(_HOSTS_OWN, f"CNI_NETNS {path[:200]} is the host's own network namespace", "a container needs one of its own")
+    return fd
 
 
 def _labels(request: Request) -> dict[str, str]:
@@ -124,11 +126,12 @@ def _name(engine: Engine, request: Request) -> str:
 
 def attach(engine: Engine, request: Request, network: Network, *, servers: tuple[str, ...] = (), **options: Any) -> Endpoint:
     """Connect the container to a network; `options` are those of `connect`. Leaves nothing behind when it fails."""
+    os.close(open_netns(engine, request))
     for stale in engine.state.owned(request.owner):
         # Of an earlier container of that id, whose runtime never said that it ended: what is at the path now is another one.
         if engine.namespace_at(request.environment.netns) != engine.state.namespace(stale.namespace):
             detach(engine, engine.state.network(stale.network), stale)
-    namespace, adopted = namespace_of(engine, request, servers=servers)
+    namespace, adopted = _namespace(engine, request, servers=servers)
     try:
         return engine.connect(network.id, namespace.name, interface=request.environment.interface, owner=request.owner, **options)
     except BaseException:
@@ -147,6 +150,14 @@ def detach(engine: Engine, network: Network, endpoint: Endpoint, *, ending: bool
             engine.remove_namespace(namespace.name, ending=ending)
             return
     engine.disconnect(network.id, endpoint.namespace, interface=endpoint.interface)
+
+
+def let_go(engine: Engine, request: Request) -> None:
+    """Of the namespace that an ADD has adopted which was killed before it had connected it."""
+    namespace = engine.namespace_at(request.environment.netns)
+    if namespace is not None and namespace.source == _source(request) and not engine.state.endpoints_of(namespace.name):
+        with contextlib.suppress(Conflict):  # as above
+            engine.remove_namespace(namespace.name)
 
 
 @contextlib.contextmanager

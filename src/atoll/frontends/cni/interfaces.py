@@ -154,10 +154,13 @@ def _gateway(network: Network, scheme: Scheme, text: str) -> str:
 
 def delete(engine: Engine, request: Request) -> None:
     try:
-        attachments.detach(engine, *attachments.require(engine, request), ending=not request.environment.netns)
+        network, endpoint = attachments.require(engine, request)
     except Unknown:
+        attachments.let_go(engine, request)
         leases.drop(engine, request)
         raise
+    attachments.detach(engine, network, endpoint, ending=not request.environment.netns)
+    leases.erase(network, endpoint)
 
 
 def gc(engine: Engine, request: Request) -> None:

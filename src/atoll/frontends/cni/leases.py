@@ -6,6 +6,7 @@ more: that they stay for ever is a known fault of host-local (containernetworkin
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import time
@@ -13,16 +14,18 @@ from typing import TYPE_CHECKING, Final
 
 from atoll.errors import AtollError
 from atoll.frontends.cni.words import attachment_of, owner_of
+from atoll.frontends.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from atoll.engine import Engine
     from atoll.frontends.cni.words import Request
-    from atoll.model import Network
+    from atoll.model import Endpoint, Network
 
 _FOLDER: Final = "/var/lib/cni/networks"
 _MOST: Final = 1 << 16
+_LONGEST: Final = 1000
 
 
 def keep(engine: Engine, network: Network, name: str, data_dir: str) -> None:
@@ -41,6 +44,18 @@ def drop(engine: Engine, request: Request) -> None:
             engine.drop_hold(network, text)
 
 
+def erase(network: Network, endpoint: Endpoint) -> None:
+    """An attachment of ours has ended: what `atoll cni uninstall` has told host-local of it is true no more."""
+    written = "\r\n".join(attachment_of(endpoint.owner)).encode()
+    for text in endpoint.addresses:
+        path = os.path.join(_FOLDER, network.name, text.partition("/")[0])
+        with contextlib.suppress(OSError):
+            with open(path, "rb") as file:
+                ours = file.read(1000) == written
+            if ours:
+                os.unlink(path)
+
+
 def collect(engine: Engine, request: Request) -> None:
     """Drop those of attachments that aren't valid any more."""
     for (network, text), holder in list(engine.state.holds.items()):
@@ -55,15 +70,14 @@ def files(data_dir: str, name: str) -> Iterator[tuple[str, str]]:
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     try:
         names = os.listdir(folder)
-    except OSError:
+    except (OSError, ValueError):
         return
     for name in names[:_MOST]:
         try:
             address = str(ipaddress.ip_address(name))
             path = os.path.join(folder, name)
             if os.stat(path).st_mtime >= booted:
-                with open(path, encoding="utf-8", errors="replace") as file:
-                    container, _, interface = file.read(1000).strip().partition("\n")
+                container, _, interface = read_file(path, _LONGEST).decode("utf-8", "replace").strip().partition("\n")
                 yield address, owner_of(container.strip()[:200], interface.strip()[:15] or "eth0")
         except (ValueError, OSError):
             continue

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
-from atoll.frontends.cni.refusal import convert
+from atoll.frontends.cni.refusal import UNDECODABLE, Refusal, convert
 
 _WITH_FAMILY: Final = ("0.3.0", "0.3.1", "0.4.0")
 _SINGLE: Final = ("0.1.0", "0.2.0")
@@ -97,12 +97,18 @@ def read_result(raw: Any) -> Result:
     """A result of any version, as it is given for `prevResult`. Raises `Refusal`."""
     found = convert(_Any, raw)
     singles = [single for single in (found.ip4, found.ip6) if single is not None]
-    return Result(
+    made = Result(
         interfaces=found.interfaces,
         ips=found.ips + tuple(Ip(single.ip, single.gateway) for single in singles),
         routes=found.routes + tuple(route for single in singles for route in single.routes),
         dns=found.dns,
     )
+    try:
+        for text in (*(ip.address for ip in made.ips), *(route.dst for route in made.routes)):
+            ipaddress.ip_interface(text)
+    except ValueError as error:
+        raise Refusal(UNDECODABLE, "the result of the plugins before can't be read", str(error)[:200]) from None
+    return made
 
 
 def form(result: Result, version: str) -> bytes:

@@ -123,9 +123,10 @@ def read_request(call: Call) -> Request:
     raw = _decode(call.stdin)
     frame = convert(_Frame, raw)
     version = frame.cni_version or VERSIONS[0]
-    plugin = call.program.rpartition("/")[2]
+    program = os.path.join(call.folder, call.program)
+    plugin = os.path.basename(program)
     if environment.command == "VERSION":
-        return Request(plugin, call.program, version, frame.name, environment, raw)
+        return Request(plugin, program, version, frame.name, environment, raw)
     _check_version(version, environment.command)
     if not _NAME.match(frame.name) or len(frame.name) > _LONGEST:
         raise Refusal(
@@ -143,7 +144,7 @@ def read_request(call: Call) -> Request:
         kept = found
     return Request(
         plugin=plugin,
-        program=call.program,
+        program=program,
         version=version,
         network=frame.name,
         environment=environment,
@@ -196,12 +197,14 @@ def _environment(words: dict[str, str], folder: str) -> Environment:
     if made.netns and (len(made.netns) > 4000 or not made.netns.isprintable()):
         raise Refusal(BAD_ENVIRONMENT, f"CNI_NETNS {made.netns[:80]!r} is not a path")
     path = os.path.join(folder, made.netns) if made.netns else ""
+    if path and not path.startswith("/"):
+        raise Refusal(BAD_ENVIRONMENT, f"CNI_NETNS {made.netns[:80]!r} is not an absolute path")
     return msgspec.structs.replace(made, netns=path, arguments=_arguments(words.get("CNI_ARGS", "")))
 
 
 def is_interface(name: str) -> bool:
-    """As the kernel has it (dev_valid_name in net/core/dev.c)."""
-    return 0 < len(name.encode()) <= 15 and name not in (".", "..") and not re.search(r"[/:\s\0]", name)
+    """As the kernel has it (dev_valid_name in net/core/dev.c), and nothing that can't be shown: bytes that aren't UTF-8."""
+    return name.isprintable() and 0 < len(name.encode()) <= 15 and name not in (".", "..") and not re.search(r"[/:\s\0]", name)
 
 
 def _arguments(text: str) -> dict[str, str]:

@@ -67,7 +67,6 @@ class Container(Struct, frozen=True):
 
     id: str = field(name="Id")
     name: str = field(name="Name", default="")
-    resolv_conf: str = field(name="ResolvConfPath", default="")
     config: Config = field(name="Config", default=Config())
     host: HostConfig = field(name="HostConfig", default=HostConfig())
     settings: Settings = field(name="NetworkSettings", default=Settings())
@@ -223,7 +222,11 @@ class Docker:
     async def _get(self, path: str, kind: type[T]) -> T:
         try:
             async with self._session.get(path) as answer:
-                body = await answer.content.read(_MOST_BYTES) if answer.content_length else await answer.read()
+                body = bytearray()
+                async for part in answer.content.iter_any():
+                    body += part
+                    if len(body) > _MOST_BYTES:
+                        raise Failed(f"Docker at {self.path} answers more than {_MOST_BYTES} bytes to {path}")
                 if answer.status == 404:
                     raise NotFound(f"Docker has nothing at {path}")
                 if answer.status != 200:

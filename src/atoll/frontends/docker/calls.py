@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from atoll.errors import AtollError, Failed
-from atoll.frontends.docker import driver, ipam, protocol
+from atoll.frontends.docker import endpoints, ipam, networks, protocol
 
 if TYPE_CHECKING:
     from atoll.frontends.docker.door import Door
@@ -36,16 +36,16 @@ def _nothing(_: Door, __: Struct) -> protocol.Done:
 METHODS: Final[dict[str, Method]] = {
     "Plugin.Activate": Method(protocol.Nothing, lambda _, __: protocol.Activated()),
     "NetworkDriver.GetCapabilities": Method(protocol.Nothing, lambda _, __: protocol.DriverCapabilities()),
-    "NetworkDriver.GwAllocCheck": Method(protocol.OfOptions, driver.gateway_check),
-    "NetworkDriver.CreateNetwork": Method(protocol.CreateNetwork, driver.create_network),
-    "NetworkDriver.DeleteNetwork": Method(protocol.OfNetwork, driver.delete_network),
-    "NetworkDriver.CreateEndpoint": Method(protocol.CreateEndpoint, driver.create_endpoint),
-    "NetworkDriver.EndpointOperInfo": Method(protocol.OfEndpoint, driver.operational_info),
-    "NetworkDriver.Join": Method(protocol.Join, driver.join),
-    "NetworkDriver.ProgramExternalConnectivity": Method(protocol.ProgramExternalConnectivity, driver.program_external_connectivity),
-    "NetworkDriver.RevokeExternalConnectivity": Method(protocol.OfEndpoint, driver.revoke_external_connectivity),
-    "NetworkDriver.Leave": Method(protocol.OfEndpoint, driver.leave),
-    "NetworkDriver.DeleteEndpoint": Method(protocol.OfEndpoint, driver.delete_endpoint),
+    "NetworkDriver.GwAllocCheck": Method(protocol.OfOptions, networks.gateway_check),
+    "NetworkDriver.CreateNetwork": Method(protocol.CreateNetwork, networks.create_network),
+    "NetworkDriver.DeleteNetwork": Method(protocol.OfNetwork, networks.delete_network),
+    "NetworkDriver.CreateEndpoint": Method(protocol.CreateEndpoint, endpoints.create_endpoint),
+    "NetworkDriver.EndpointOperInfo": Method(protocol.OfEndpoint, endpoints.operational_info),
+    "NetworkDriver.Join": Method(protocol.Join, endpoints.join),
+    "NetworkDriver.ProgramExternalConnectivity": Method(protocol.ProgramExternalConnectivity, endpoints.program_external_connectivity),
+    "NetworkDriver.RevokeExternalConnectivity": Method(protocol.OfEndpoint, endpoints.revoke_external_connectivity),
+    "NetworkDriver.Leave": Method(protocol.OfEndpoint, endpoints.leave),
+    "NetworkDriver.DeleteEndpoint": Method(protocol.OfEndpoint, endpoints.delete_endpoint),
     "NetworkDriver.DiscoverNew": Method(protocol.Nothing, _nothing),
     "NetworkDriver.DiscoverDelete": Method(protocol.Nothing, _nothing),
     "IpamDriver.GetCapabilities": Method(protocol.Nothing, lambda _, __: protocol.IpamCapabilities()),

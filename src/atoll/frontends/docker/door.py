@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from atoll.frontends.docker.records import HOLDER, NETWORK_LABEL, DockerNetwork, Records
+from atoll.errors import AtollError, NotFound
+from atoll.frontends import DOOR_LABEL
+from atoll.frontends.docker.records import HOLDER, NETWORK_LABEL, SOURCE, DockerNetwork, Records
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
@@ -27,7 +30,17 @@ class Door:
 
     def network(self, docker_id: str) -> Network:
         """Atoll's network for one of Docker's. Raises `NotFound`."""
-        return self.engine.state.network(self.records.network(docker_id).network)
+        return self._network(self.records.network(docker_id).network)
+
+    def network_of(self, pool: DockerPool) -> Network:
+        """The network that a pool has become. Raises `NotFound`."""
+        return self._network(pool.network)
+
+    def _network(self, id_: str) -> Network:
+        found = self.engine.state.networks.get(id_)
+        if found is None:
+            raise NotFound("the network was removed from Atoll", "docker network rm, and create it anew")
+        return found
 
     def pool_of(self, docker_network: str, address: str) -> DockerPool | None:
         """The pool of our IPAM driver that an address of one of Docker's networks is from; None when Docker's own has it."""
@@ -80,9 +93,10 @@ class Door:
         return any((other.network, other.subnet) == (pool.network, pool.subnet) for other in others)
 
     def _mend(self) -> None:
-        """What a crash left between two steps: a network that was made and not recorded, an engine's pool of which one was made."""
+        """What a crash left between two steps: a network that was made and not recorded, an engine's pool that has become one, a namespace
+        that nothing was joined to."""
         for network in self.engine.state.networks.values():
-            docker_id = network.labels.get(NETWORK_LABEL, "")
+            docker_id = network.labels.get(NETWORK_LABEL, "") if network.labels.get(DOOR_LABEL) == "docker" else ""
             known = self.records.networks.get(docker_id)
             if docker_id and (known is None or not known.network):
                 self.records.put(DockerNetwork(id=docker_id, network=network.id, created=network.created))
@@ -90,6 +104,10 @@ class Door:
         for pool in self.records.pools.values():
             if pool.network and pool.id in open_:
                 self.engine.close_pool(pool.id)
+        for namespace in self.engine.namespaces():
+            if namespace.is_external and namespace.source.startswith(SOURCE) and not self.engine.state.endpoints_of(namespace.name):
+                with contextlib.suppress(AtollError):  # a program that Atoll runs in it keeps it
+                    self.engine.remove_namespace(namespace.name)
 
 
 def _is_the_networks(network: Network, address: str) -> bool:

@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from atoll.errors import AtollError, Conflict, Invalid, NotFound
-from atoll.frontends.docker.records import DOOR_LABEL, NETWORK_LABEL, attached, namespace_of
+from atoll.frontends import DOOR_LABEL
+from atoll.frontends.docker.records import NETWORK_LABEL, attached, namespace_of
 from atoll.frontends.docker.resolv import RESOLVER
 from atoll.model import MAX_SERVERS, check_labels, check_name
 
@@ -114,8 +115,8 @@ def _end(door: Door, endpoint: str) -> Endpoint | None:
 
 
 def _reveal(door: Door, namespace: Namespace, sandbox: str) -> None:
-    """That there is no file yet, or no more, is for the next event."""
-    with contextlib.suppress(NotFound):
+    """That there is no file yet, or no more, or one that is no namespace yet, is for the next event."""
+    with contextlib.suppress(NotFound, Invalid):
         door.engine.reveal_namespace(namespace.name, sandbox)
         if not namespace.path:
             door.engine.set_resolver(namespace.name, RESOLVER, servers=namespace.servers)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from atoll import ipam
 from atoll.errors import AtollError, Conflict, Invalid, NotFound
 from atoll.frontends.docker import protocol
-from atoll.frontends.docker.driver import forget_holder
+from atoll.frontends.docker.endpoints import forget_holder
 from atoll.frontends.docker.options import NETWORK
 from atoll.frontends.docker.records import HOLDER, DockerPool
 
@@ -122,7 +122,7 @@ def request_address(door: Door, call: protocol.RequestAddress) -> protocol.Addre
     is_gateway = (call.options or {}).get(_KIND) == _GATEWAY
     if not pool.network:
         return protocol.Address(address=_lease(door, pool, wanted, is_gateway=is_gateway))
-    network = door.engine.state.network(pool.network)
+    network = door.network_of(pool)
     if is_gateway:
         return protocol.Address(address=_gateway(network, pool, wanted))
     if wanted and (network.id, wanted) in door.engine.state.holds:

@@ -2,7 +2,7 @@
 
 A record is written before the effect that it speaks of and goes after the effect has gone, so that whatever a crash leaves behind has a
 record, and whoever compares these with Docker's own list (`docker network ls`, inspect) finds everything. The other way round, an Atoll
-endpoint that Docker asked for carries the owner `docker:<endpoint id>`, and a network that was made for it the labels below.
+endpoint that Docker asked for carries the owner `docker:<endpoint id>`, and a network that was made for it the label below.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from atoll.model import Endpoint, Namespace
     from atoll.store.sqlite import Store
 
-#: Labels of a network that was made for Docker; the second holds Docker's id of it.
-DOOR_LABEL: Final = "atoll.door"
+#: A label of a network that was made for Docker: Docker's id of it.
 NETWORK_LABEL: Final = "atoll.docker.network"
 #: For whom addresses of a network are held (`engine.hold_address`) that Docker has, also before Join and after DeleteEndpoint.
 HOLDER: Final = "docker"
+#: How the source of a sandbox's namespace begins; its key follows.
+SOURCE: Final = "docker:"
 
 
 class DockerNetwork(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -38,7 +39,8 @@ class DockerNetwork(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class DockerEndpoint(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """`id` and `network` are Docker's. `addresses` carry their prefix length. `ports` are as Docker last said them, as specs for publish.
+    """`id` and `network` are Docker's. `addresses` carry their prefix length. `ports` are as Docker last said them, as specs for publish;
+    `published` what was chosen for them, while they are open.
 
     `sandbox` is the key (a path) of the sandbox that it was joined to last, empty before Join; `joined` is true from Join to Leave;
     `external` says that its ports are to be open. The Atoll endpoint, from Join to DeleteEndpoint, is the one that `owner(id)` owns.
@@ -49,6 +51,7 @@ class DockerEndpoint(Struct, frozen=True, omit_defaults=True, kw_only=True):
     addresses: tuple[str, ...] = ()
     mac: str = ""
     ports: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()
     ingress_rate: str = ""
     egress_rate: str = ""
     sandbox: str = ""
@@ -94,10 +97,12 @@ class Records:
         """Raises `Failed` on one that can't be read."""
         self._store = store
         self._encode = msgspec.json.Encoder().encode
-        self._networks = self._load(DockerNetwork)
-        self._endpoints = self._load(DockerEndpoint)
-        self._pools = self._load(DockerPool)
+        self._networks = known_networks(store)
+        self._endpoints = _load(store, DockerEndpoint)
+        self._pools = _load(store, DockerPool)
         self._sandboxes: dict[str, set[str]] = {}
+        self._of_network: dict[str, dict[str, None]] = {}
+        self._holding: dict[tuple[str, str], str] = {}
         for endpoint in self._endpoints.values():
             self._index(endpoint)
 
@@ -126,7 +131,12 @@ class Records:
 
     def on_network(self, id_: str) -> list[DockerEndpoint]:
         """The endpoints of one of Docker's networks."""
-        return [endpoint for endpoint in self._endpoints.values() if endpoint.network == id_]
+        return [self._endpoints[endpoint] for endpoint in self._of_network.get(id_, ())]
+
+    def holding(self, network: str, address: str) -> DockerEndpoint | None:
+        """The endpoint on one of Docker's networks that has an address."""
+        id_ = self._holding.get((network, address))
+        return self._endpoints[id_] if id_ is not None else None
 
     def in_sandbox(self, key: str) -> list[DockerEndpoint]:
         """The endpoints of a sandbox: one container's, also those that have left it and are not deleted yet."""
@@ -158,25 +168,46 @@ class Records:
             self._endpoints.pop(record.id, None)
 
     def _index(self, endpoint: DockerEndpoint) -> None:
+        self._of_network.setdefault(endpoint.network, {})[endpoint.id] = None
+        for address in _bare(endpoint):
+            self._holding[endpoint.network, address] = endpoint.id
         if endpoint.sandbox:
             self._sandboxes.setdefault(endpoint.sandbox, set()).add(endpoint.id)
 
     def _unindex(self, id_: str) -> None:
         known = self._endpoints.get(id_)
-        if known is not None and known.sandbox:
+        if known is None:
+            return
+        self._of_network[known.network].pop(id_)
+        if not self._of_network[known.network]:
+            del self._of_network[known.network]
+        for address in _bare(known):
+            if self._holding.get((known.network, address)) == id_:
+                del self._holding[known.network, address]
+        if known.sandbox:
             members = self._sandboxes[known.sandbox]
             members.discard(id_)
             if not members:
                 del self._sandboxes[known.sandbox]
 
-    def _load(self, kind: type[T]) -> dict[str, T]:
-        found: dict[str, T] = {}
-        for id_, text in self._store.facts(_FACTS[kind]).items():
-            try:
-                found[id_] = msgspec.json.decode(text, type=kind)
-            except msgspec.DecodeError as error:
-                raise Failed(f"the state file's record {_FACTS[kind]}{id_} can't be read: {error}", "restore it from a copy") from None
-        return found
+
+def known_networks(store: Store) -> dict[str, DockerNetwork]:
+    """Docker's networks by its id, from the store. Raises `Failed` on one that can't be read."""
+    return _load(store, DockerNetwork)
+
+
+def _load(store: Store, kind: type[T]) -> dict[str, T]:
+    found: dict[str, T] = {}
+    for id_, text in store.facts(_FACTS[kind]).items():
+        try:
+            found[id_] = msgspec.json.decode(text, type=kind)
+        except msgspec.DecodeError as error:
+            raise Failed(f"the state file's record {_FACTS[kind]}{id_} can't be read: {error}", "restore it from a copy") from None
+    return found
+
+
+def _bare(endpoint: DockerEndpoint) -> list[str]:
+    return [text.partition("/")[0] for text in endpoint.addresses]
 
 
 # --- from Docker's words to Atoll's objects ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import re
 import struct
 from typing import TYPE_CHECKING, Final
 
+from atoll.frontends.files import read_file
 from atoll.model import MAX_SERVERS
 
 if TYPE_CHECKING:
@@ -63,19 +64,23 @@ def pointed(text: str, servers: Sequence[str]) -> str:
     return "".join([*lines[:at], ours, *lines[at + 1 :]])
 
 
+def servers_in(path: str) -> list[str]:
+    """What a container's file names. Raises OSError."""
+    return nameservers(read_file(path, _MOST_BYTES, follow=False).decode("utf-8", "replace"))
+
+
 def nameservers(text: str) -> list[str]:
     return [words[1] for line in text.splitlines() if len(words := line.split()) > 1 and words[0] == "nameserver"]
 
 
 def rewrite(path: str, servers: Sequence[str]) -> bool:
     """Have a container's file name these servers; whether it didn't. Written in place: the container has this very file. Raises OSError."""
-    with open(path, "rb", opener=_no_link) as file:
-        data = file.read(_MOST_BYTES)
+    data = read_file(path, _MOST_BYTES, follow=False)
     wanted = pointed(data.decode("utf-8", "surrogateescape"), servers).encode("utf-8", "surrogateescape")
     if wanted == data:
         # Not even opened for writing: closed again it would count as written, and be looked at again.
         return False
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         # In one go, so that a reader finds either.
         os.pwrite(fd, wanted.ljust(len(data), b"\n"), 0)
@@ -83,10 +88,6 @@ def rewrite(path: str, servers: Sequence[str]) -> bool:
     finally:
         os.close(fd)
     return True
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 # --- the files -----------------------------------------------------------------------------------------------------------------------

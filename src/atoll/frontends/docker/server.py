@@ -28,18 +28,24 @@ def application(door: Door, on_engine: OnEngine) -> web.Application:
     """What answers dockerd. `on_engine` runs a function on the engine's thread."""
 
     async def call(request: web.Request) -> web.Response:
-        if not _may(request):
-            return _response(refusal(403, "only root may speak for Docker"))
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            return _response(refusal(413, f"{one_line(request.path[:80])}: more than {_MOST_BYTES} bytes"))
+        body = await request.read()
         name = request.path.removeprefix("/")
         return _response(await on_engine(lambda: answer(door, name, body)))
 
-    app = web.Application(client_max_size=_MOST_BYTES)
+    app = web.Application(middlewares=[_guarded], client_max_size=_MOST_BYTES)
     app.router.add_post("/{name:.*}", call)
     return app
+
+
+@web.middleware
+async def _guarded(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    """Every refusal is in Docker's form, and nobody is served who may not be."""
+    if not _may(request):
+        return _response(refusal(403, "only root may speak for Docker"))
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _response(refusal(error.status, one_line(f"{request.method} {request.path[:80]}: {error.reason}")))
 
 
 def _may(request: web.Request) -> bool:

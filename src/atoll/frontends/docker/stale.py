@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from atoll.errors import AtollError
-from atoll.frontends.docker import driver, protocol
-from atoll.frontends.docker.records import HOLDER, attached, owner
+from atoll.frontends.docker import networks, protocol
+from atoll.frontends.docker.endpoints import forget_endpoint
+from atoll.frontends.docker.records import HOLDER, SOURCE, attached, owner
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 #: Names of the driver as Docker's networks have it: the spec's file name.
 DRIVER: Final = "atoll"
 _OWNER: Final = owner("")
-_SOURCE: Final = "docker:"
+#: What Docker lists an endpoint under that is in no sandbox, as one that is being made or was left over.
+_NO_CONTAINER: Final = "ep-"
 
 
 class Item(NamedTuple):
@@ -67,7 +69,7 @@ def here(door: Door) -> set[Item]:
     found = {Item("network", id_) for id_ in records.networks} | {Item("endpoint", id_) for id_ in records.endpoints}
     found |= {Item("pool", id_) for id_ in records.pools}
     found |= {Item("orphan", end.id) for end in engine.state.owned_by(_OWNER) if end.owner.removeprefix(_OWNER) not in records.endpoints}
-    found |= {Item("namespace", ns.name) for ns in engine.namespaces() if ns.is_external and ns.source.startswith(_SOURCE)}
+    found |= {Item("namespace", ns.name) for ns in engine.namespaces() if ns.is_external and ns.source.startswith(SOURCE)}
     found |= {Item("hold", address, network) for (network, address), holder in engine.state.holds.items() if holder == HOLDER}
     # Of a pool that was recorded and not opened, as when we were killed between the two, there are no leases.
     opened = {pool.name for pool in engine.pools()} & set(records.pools)
@@ -130,12 +132,12 @@ def _remove(door: Door, item: Item) -> None:
     engine, records = door.engine, door.records
     match item.kind:
         case "network":
-            driver.delete_network(door, protocol.OfNetwork(network=item.id))
+            networks.delete_network(door, protocol.OfNetwork(network=item.id))
         case "endpoint" if item.id in records.endpoints:
-            driver.forget_endpoint(door, records.endpoints[item.id])
+            forget_endpoint(door, records.endpoints[item.id])
         case "orphan" if item.id in engine.state.endpoints:
             end = engine.state.endpoints[item.id]
-            engine.disconnect(end.network, end.namespace)
+            engine.disconnect(end.network, end.namespace, interface=end.interface)
         case "namespace" if item.id in engine.state.namespaces and not engine.state.endpoints_of(item.id):
             engine.remove_namespace(item.id)
         case "pool" if item.id in records.pools:
@@ -163,7 +165,7 @@ def restore(door: Door, network: DockerNetworkThere) -> str:
         ipv6=[pool for pool in pools if ":" in pool.pool],
     )
     try:
-        driver.create_network(door, call)
+        networks.create_network(door, call)
     except AtollError as error:
         return f"Docker's network {network.name[:80]} is unknown here and can't be made again: {error.what}; {help_}"
     return ""
@@ -182,6 +184,8 @@ def _bare(door: Door, there: There) -> set[str]:
         if network.driver != DRIVER:
             continue
         for container, end in (network.endpoints or {}).items():
+            if container.startswith(_NO_CONTAINER):
+                continue
             record = door.records.endpoints.get(end.endpoint)
             if record is None or (record.joined and attached(door.engine, record) is None):
                 found.add(container)

@@ -13,10 +13,10 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from atoll.errors import AtollError, NotFound
+from atoll.errors import AtollError, NotFound, one_line
 from atoll.frontends.docker import follow, stale
 from atoll.frontends.docker.api import Docker, may_connect, shares, socket_path
-from atoll.frontends.docker.resolv import ResolvFiles, nameservers
+from atoll.frontends.docker.resolv import ResolvFiles, servers_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -162,16 +162,18 @@ class Watch:
             self._look("container", container)
 
     async def _looked(self, kind: str, id_: str) -> None:
-        look = self._network if kind == "network" else self._container
-        while True:
-            self._looks[kind, id_] = False
-            try:
-                await look(id_)
-            except NotFound:
-                self._forget(id_)
-            if not self._looks[kind, id_]:
-                del self._looks[kind, id_]
-                return
+        look, again = self._network if kind == "network" else self._container, True
+        try:
+            while again:
+                self._looks[kind, id_] = False
+                try:
+                    await look(id_)
+                except AtollError as error:
+                    # What has gone meanwhile is no news.
+                    log.log(logging.DEBUG if isinstance(error, NotFound) else logging.WARNING, "looking at Docker's %s: %s", kind, error)
+                again = self._looks[kind, id_]
+        finally:
+            self._looks.pop((kind, id_), None)
 
     async def _network(self, id_: str) -> None:
         assert self._docker is not None  # noqa: S101 - tasks end with the connection
@@ -181,16 +183,21 @@ class Watch:
 
     async def _container(self, id_: str) -> None:
         assert self._docker is not None  # noqa: S101
-        there = await self._docker.container(id_)
+        try:
+            there = await self._docker.container(id_)
+        except NotFound:
+            self._forget(id_)
+            return
         if id_ not in self._files and not any(a.network in self._servers for a in (there.settings.networks or {}).values()):
             return
         found = await self._on_engine(lambda: follow.follow_container(self._door, there))
         self._note(id_, found.problem)
         self._asks[id_] = dict(found.servers)
-        self._point(id_, there.resolv_conf)
+        self._point(id_, self._path(id_))
 
     def _note(self, key: str, problem: str) -> None:
-        """Say a problem once, and keep it for `atoll status`."""
+        """Say a problem once, and keep it for `atoll status`. Docker takes any text as a name."""
+        problem = one_line(problem)
         if problem and self._problems.get(key) != problem:
             log.warning("%s", problem)
         if problem:
@@ -207,15 +214,19 @@ class Watch:
             servers = await self._on_engine(lambda: follow.servers_of(self._door, network))
         if servers and self._info is not None:
             self._servers[network] = servers
-            path = f"{self._info.root}/containers/{container}/resolv.conf"
+            path = self._path(container)
             if container in self._files or not self._asks_us(path):
                 self._asks.setdefault(container, {})[network] = servers
                 self._point(container, path)
 
+    def _path(self, container: str) -> str:
+        """Docker's own file for a container. What Docker says of it is another where its user has mounted one of his own there."""
+        return f"{self._info.root}/containers/{container}/resolv.conf" if self._info is not None else ""
+
     def _asks_us(self, path: str) -> bool:
         """Whether a file that Docker alone has written yet names a gateway of ours: its user did, with `--dns`."""
-        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-            return not set().union(*self._servers.values()).isdisjoint(nameservers(file.read()))
+        with contextlib.suppress(OSError):
+            return not set().union(*self._servers.values()).isdisjoint(servers_in(path))
         return False
 
     def _point(self, container: str, path: str) -> None:

@@ -8,7 +8,6 @@ containers, containers that it had set up, and its DHCP proxy.
 from __future__ import annotations
 
 import os
-import stat
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -16,6 +15,7 @@ import msgspec
 from atoll import __version__
 from atoll.errors import AtollError, Denied, Invalid
 from atoll.frontends.call import Answer, failure
+from atoll.frontends.files import read_file
 from atoll.frontends.netavark import networks, words
 from atoll.frontends.netavark.arguments import HELP, Arguments, parse
 from atoll.frontends.netavark.create import create, create_for_plugin
@@ -141,15 +141,9 @@ def _input(call: Call, arguments: Arguments) -> bytes:
         return call.stdin
     path = os.path.join(call.folder or "/", arguments.file or "")
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            about = os.fstat(file.fileno())
-            if stat.S_ISREG(about.st_mode) and about.st_size <= _MOST_BYTES:
-                return file.read(_MOST_BYTES)
+        return read_file(path, _MOST_BYTES)
     except OSError as error:
         raise Invalid(f"failed to load network options: IO error: {error.strerror} (os error {error.errno})") from None
-    except ValueError as error:
-        raise Invalid(f"failed to load network options: IO error: {error}") from None
-    raise Invalid(f"failed to load network options: {path[:80]} is no file of at most {_MOST_BYTES} bytes")
 
 
 def _update(engine: Engine, arguments: Arguments) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from atoll.frontends import forwarder
+from atoll.frontends.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 #: Podman's own (containers.conf(5)).
 DEFAULT_FOLDERS: Final = ("/usr/local/libexec/podman", "/usr/local/lib/podman", "/usr/libexec/podman", "/usr/lib/podman")
 DEFAULT_PLUGIN_FOLDERS: Final = ("/usr/local/libexec/netavark", "/usr/libexec/netavark", "/usr/local/lib/netavark", "/usr/lib/netavark")
+#: The distribution's, and the administrator's.
+DISTRIBUTED: Final = "/usr/share/containers/containers.conf"
 CONFIGURATION: Final = "/etc/containers/containers.conf"
+_MOST_BYTES: Final = 1 << 20
 #: Where we say that we come first.
 DROP_IN: Final = f"{CONFIGURATION}.d/atoll.conf"
 
@@ -51,13 +55,13 @@ def _configured(section: str, key: str, default: Iterable[str], without: str) ->
 def _files() -> list[Path]:
     """The configuration of the whole system, in the order in which Podman 4 and 5 read it; the last one counts."""
     drop_ins = sorted(path for path in _listed(Path(f"{CONFIGURATION}.d")) if path.name.endswith(".conf") and not path.is_dir())
-    return [Path("/usr/share/containers/containers.conf"), Path(CONFIGURATION), *drop_ins]
+    return [Path(DISTRIBUTED), Path(CONFIGURATION), *drop_ins]
 
 
 def _read(path: Path, section: str, key: str, before: Iterable[str]) -> list[str]:
     """The folders after this file has been read. A list replaces the one before it, but with `{append=true}` (Podman 5)."""
     try:
-        value = tomllib.loads(path.read_text(encoding="utf-8")).get(section, {}).get(key)
+        value = tomllib.loads(read_file(str(path), _MOST_BYTES).decode()).get(section, {}).get(key)
     except (OSError, ValueError, AttributeError):
         return list(before)
     if not isinstance(value, list):

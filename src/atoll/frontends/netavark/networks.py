@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import Conflict, Invalid
+from atoll.frontends import DOOR_LABEL
 from atoll.frontends.netavark import options as given
 from atoll.frontends.netavark import words
 from atoll.model import MAX_SERVERS, Route, check_interface, check_mac, check_name
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from atoll.frontends.netavark.options import Options
     from atoll.model import Network, Prefix
 
-#: The label of a network that was made for Podman.
-DOOR: Final = "atoll.door"
 PODMAN: Final = "podman"
 #: Podman's containers know each other as NAME.dns.podman, too.
 DOMAIN: Final = "dns.podman"
@@ -69,7 +68,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
     if not per.interface_name:
         raise Invalid("no container interface name given")
     options = given.parse(driver, network.options)
-    _check_possible(network, per, driver, options)
+    _check_possible(network, driver, options)
     addressed = given.ipam(network.ipam_options) == "host-local"
     subnets = (network.subnets or ()) if addressed else ()
     prefixes = tuple(words.parse_prefix(subnet.subnet) for subnet in subnets)
@@ -88,7 +87,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
         dns=network.dns_enabled and driver == "bridge" and addressed,
         servers=_servers(network.network_dns_servers, subnets) if network.dns_enabled and driver == "bridge" else (),
         options=_options(network, driver, options, way_out),
-        labels={**_labels(network.labels), DOOR: PODMAN},
+        labels={**_labels(network.labels), DOOR_LABEL: PODMAN},
     )
     connect = {
         "interface": check_interface(per.interface_name),
@@ -99,6 +98,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
         "routes": tuple(map(route, network.routes or ())) if addressed else (),
         "default_route": options.default_route and any(subnet.gateway for subnet in subnets),
         "metric": options.metric,
+        "host_name": (per.options or {}).get("host_interface_name", "") if driver == "bridge" else "",
     }
     _servers(container.dns_servers, subnets)  # a loop is refused here as well
     gateways = {str(prefix): subnet.gateway or None for prefix, subnet in zip(prefixes, subnets, strict=True)}
@@ -137,7 +137,7 @@ _OTHER: Final = "rename one, or create Podman's with the subnet and gateway of t
 # --- parts ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _check_possible(network: words.Network, per: words.PerNetwork, driver: str, options: Options) -> None:
+def _check_possible(network: words.Network, driver: str, options: Options) -> None:
     if given.ipam(network.ipam_options) == "dhcp":
         raise Invalid(f"network {network.name}: Atoll asks no DHCP server", "create it with --subnet, or with --ipam-driver none")
     if options.vrf:
@@ -150,8 +150,6 @@ def _check_possible(network: words.Network, per: words.PerNetwork, driver: str, 
         raise Invalid("no bridge interface name given")
     if options.mode == "unmanaged" and any(":" in subnet.subnet for subnet in network.subnets or ()):
         raise Invalid(f"network {network.name}: an unmanaged bridge has no IPv6 here", "leave out its IPv6 subnets")
-    if (per.options or {}).get("host_interface_name"):
-        raise Invalid(f"network {network.name}: interfaces of the host have Atoll's names", "leave out host_interface_name")
 
 
 def _options(network: words.Network, driver: str, options: Options, way_out: Callable[[], str]) -> dict[str, str]:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field
 
+from atoll.frontends import DOOR_LABEL
 from atoll.frontends.cni.attachments import require
 from atoll.frontends.cni.chained import fail, previous
-from atoll.frontends.cni.networks import DOOR_LABEL
 from atoll.frontends.cni.refusal import BAD_CONFIG, Refusal
 
 if TYPE_CHECKING:
@@ -87,6 +87,10 @@ def _read(request: Request) -> _Configuration:
 def _wanted(network: Network, configuration: _Configuration) -> Isolation:
     """How the network is to be isolated."""
     wanted = _ISOLATION[configuration.policy]
+    if network.driver != "bridge":
+        if wanted != "open":
+            raise Refusal(BAD_CONFIG, f"a {network.driver} network can't be kept apart", "its packets don't pass the host")
+        return network.isolation
     if network.labels.get(DOOR_LABEL) == "cni":
         return wanted
     if wanted == "isolated" and network.isolation == "open":

@@ -104,12 +104,8 @@ def _pools(engine: Engine, request: Request) -> Iterator[str]:
 
 
 def _mine(engine: Engine, request: Request) -> list[Address]:
-    return [
-        ipaddress.ip_address(text)
-        for pool in _pools(engine, request)
-        for text, owner in engine.leases(pool).items()
-        if owner == request.owner
-    ]
+    leased = engine.state.leases.pools
+    return [value for pool in _pools(engine, request) for value in leased[pool].of(request.owner)]
 
 
 def _lease(engine: Engine, request: Request, scheme: Scheme, group: tuple[Range, ...]) -> Ip:
@@ -134,10 +130,11 @@ def _lease(engine: Engine, request: Request, scheme: Scheme, group: tuple[Range,
 def _open(engine: Engine, request: Request, scheme: Scheme, one: Range) -> str:
     """The pool with this range, without the gateway and without what others have of it."""
     pool = _pool(request, str(one.subnet))
-    leased = {name: engine.leases(name) for name in _pools(engine, request)}
-    others = {text for name, found in leased.items() if name != pool for text in found}
+    others = {text for name in _pools(engine, request) if name != pool for text in engine.leases(name)}
     others |= {text for text, _ in files(scheme.data_dir, request.network)}
-    taken = [text for text in sorted(others) if ipaddress.ip_address(text) in one.subnet and text not in leased.get(pool, {})]
+    known = engine.state.leases.pools.get(pool)
+    foreign = [value for value in map(ipaddress.ip_address, others) if value in one.subnet]
+    taken = sorted(str(value) for value in foreign if known is None or known.pool.holder(value) is None)
     gateway = [str(one.gateway)] if one.gateway is not None and one.gateway in one.subnet else []
     whole = (one.first, one.last) == (one.subnet[1], one.subnet[-2 if one.subnet.version == 4 else -1])
     ranges = () if whole else (f"{one.first}-{one.last}",)
@@ -148,7 +145,7 @@ def _open(engine: Engine, request: Request, scheme: Scheme, one: Range) -> str:
 def _is_full(engine: Engine, request: Request, one: Range) -> bool:
     """Held without opening a pool for the question."""
     name = _pool(request, str(one.subnet))
-    found = engine.leases(name) if name in set(_pools(engine, request)) else {}
+    found = engine.leases(name) if name in engine.state.leases.pools else {}
     held = {value for value in map(ipaddress.ip_address, found) if value in one}
     if one.gateway is not None and one.gateway in one:
         held.add(one.gateway)

@@ -7,9 +7,10 @@ import os
 from typing import TYPE_CHECKING
 
 from atoll.errors import NotFound
+from atoll.frontends.cni.attachments import open_netns
 from atoll.frontends.cni.refusal import IO_FAILURE, Refusal
 from atoll.frontends.cni.results import Interface, Ip, Result
-from atoll.kernel import netlink, netns, rtnl
+from atoll.kernel import netlink, rtnl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,10 +60,8 @@ def status(engine: Engine, request: Request) -> None:
 
 @contextlib.contextmanager
 def _lo(engine: Engine, request: Request) -> Iterator[tuple[netlink.Socket, rtnl.Link]]:
-    fd = netns.open_path(request.environment.netns)
+    fd = open_netns(engine, request)
     try:
-        if netns.identity(fd) == engine.host.identity:
-            raise Refusal(8, f"CNI_NETNS {request.environment.netns[:200]} is the host's own network namespace")
         sock = engine.host.visitor.run(fd, netlink.Socket)
     finally:
         os.close(fd)

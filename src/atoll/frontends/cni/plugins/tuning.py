@@ -14,6 +14,7 @@ from msgspec import Struct, field, structs
 from atoll.frontends.cni.attachments import require
 from atoll.frontends.cni.chained import each_stale, fail, previous
 from atoll.frontends.cni.refusal import BAD_CONFIG, IO_FAILURE, Refusal
+from atoll.frontends.files import read_file
 from atoll.model import Tuning, check_mac
 
 if TYPE_CHECKING:
@@ -133,8 +134,7 @@ def _paths(settings: dict[str, str], interface: str) -> dict[str, str]:
 def _allowed() -> list[re.Pattern[str]] | None:
     """None where there is no such list."""
     try:
-        with open(_ALLOWED, encoding="utf-8") as file:
-            lines = file.read(_MOST_BYTES).splitlines()
+        lines = read_file(_ALLOWED, _MOST_BYTES).decode().splitlines()
         return [re.compile(line) for line in lines if line.strip()]
     except FileNotFoundError:
         return None

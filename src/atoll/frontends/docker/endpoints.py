@@ -1,7 +1,7 @@
-"""NetworkDriver: Docker's networks and endpoints as verbs of the engine.
+"""NetworkDriver's calls for endpoints, as verbs of the engine.
 
-The order of calls (libnetwork): CreateNetwork; for a container CreateEndpoint, Join, ProgramExternalConnectivity when the endpoint becomes
-the gateway; RevokeExternalConnectivity, Leave, DeleteEndpoint; DeleteNetwork. Each may come again, or for what is long gone: what is
+The order of calls (libnetwork): for a container CreateEndpoint, Join, ProgramExternalConnectivity when the endpoint becomes
+the gateway; RevokeExternalConnectivity, Leave, DeleteEndpoint. Each may come again, or for what is long gone: what is
 there already is success and is answered as before, and so is taking away what isn't there. Nothing here waits for Docker.
 
 A sandbox (a container's network stack) is one external namespace, from the first Join with its key to the last DeleteEndpoint. Docker moves
@@ -11,156 +11,22 @@ the endpoint's spare link into it, gives it name, addresses and routes, and afte
 from __future__ import annotations
 
 import contextlib
-import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from atoll.errors import AtollError, Conflict, Invalid, NotFound
 from atoll.frontends.docker import options as words
 from atoll.frontends.docker import protocol
-from atoll.frontends.docker.records import (
-    DOOR_LABEL,
-    HOLDER,
-    NETWORK_LABEL,
-    DockerEndpoint,
-    DockerNetwork,
-    attached,
-    namespace_of,
-    owner,
-)
+from atoll.frontends.docker.records import HOLDER, SOURCE, DockerEndpoint, attached, namespace_of, owner
 from atoll.ipam import parse_address
-from atoll.model import check_mac, interface
+from atoll.model import check_mac
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from atoll.engine.network_request import NetworkRequest
     from atoll.frontends.docker.door import Door
-    from atoll.frontends.docker.records import DockerPool
-    from atoll.model import Endpoint, Namespace, Network, Prefix
-
-_NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_.-]")
-
-
-def gateway_check(_: Door, call: protocol.OfOptions) -> protocol.GatewayCheck:
-    skip4, skip6 = words.without_gateway(call.options)
-    return protocol.GatewayCheck(skip4=skip4, skip6=skip6)
-
-
-# --- networks ------------------------------------------------------------------------------------------------------------------------
-
-
-def create_network(door: Door, call: protocol.CreateNetwork) -> protocol.Done:
-    engine, records = door.engine, door.records
-    known = records.networks.get(call.network)
-    if known is not None and known.network in engine.state.networks:
-        return protocol.Done()
-    pools = _pools_for(door, call)
-    joined = _network_to_join(door, call, pools)
-    record = DockerNetwork(id=call.network, created=engine.now())
-    if joined is not None:
-        _check_joinable(joined, call)
-        record = structs.replace(record, network=joined.id, made=False)
-    records.put(record)
-    try:
-        if joined is None:
-            made = _made_before(door, call.network) or engine.create_network_explained(_request(call, pools)).network
-            record = structs.replace(record, network=made.id)
-            records.put(record)
-        for pool in pools:
-            door.bind(pool, record)
-    except AtollError:
-        delete_network(door, protocol.OfNetwork(network=call.network))
-        raise
-    return protocol.Done()
-
-
-def delete_network(door: Door, call: protocol.OfNetwork) -> protocol.Done:
-    """A network that was made for Docker and that others use by now stays, as theirs: Docker forgets it whatever we say."""
-    engine, records = door.engine, door.records
-    for endpoint in records.on_network(call.network):
-        forget_endpoint(door, endpoint)
-    record = records.networks.get(call.network)
-    if record is None:
-        return protocol.Done()
-    network = engine.state.networks.get(record.network)
-    if network is not None and record.made:
-        if engine.state.count_on(network):
-            kept = {key: value for key, value in network.labels.items() if key not in (DOOR_LABEL, NETWORK_LABEL)}
-            engine.set_network_labels(network.id, kept)
-        else:
-            engine.remove_network(network.id)
-    records.drop(record)
-    return protocol.Done()
-
-
-def _pools_for(door: Door, call: protocol.CreateNetwork) -> list[DockerPool]:
-    """The pools that our IPAM driver gave for this network. Docker names their subnets and not their ids: of those that no network was
-    made of the latest is meant."""
-    found: list[DockerPool] = []
-    for data in (*(call.ipv4 or ()), *(call.ipv6 or ())):
-        if data.address_space == protocol.ADDRESS_SPACE:
-            free = [pool for pool in door.records.pools.values() if pool.docker_network in ("", call.network) and door.is_meant(pool, data)]
-            if not free:
-                raise NotFound(f"no pool {data.pool[:80]} was requested here", "docker network create asks for one by itself")
-            found.append(free[-1])
-    return found
-
-
-def _network_to_join(door: Door, call: protocol.CreateNetwork, pools: Collection[DockerPool]) -> Network | None:
-    """The network that `-o network=` names, or `--ipam-opt network=` did before."""
-    state = door.engine.state
-    by_pool = {pool.network for pool in pools if pool.network}
-    generic = (call.options.generic if call.options is not None else None) or {}
-    named = generic.get(words.NETWORK, "")
-    found = state.network(named) if named else None
-    if found is None and not by_pool:
-        return None
-    found = found if found is not None else state.network(min(by_pool))
-    if by_pool - {found.id}:
-        raise Invalid(f"-o network={named[:80]} and --ipam-opt network= name different networks", "name the same one")
-    if found.state != "ready":
-        raise Conflict(f"network {found.name} is {found.state}", "try again in a moment")
-    return found
-
-
-def _check_joinable(network: Network, call: protocol.CreateNetwork) -> None:
-    """Raises `Invalid` where Docker would hold something for true that is not so."""
-    wanted = call.options or protocol.NetworkOptions()
-    ignored = words.own_options(wanted.generic)
-    if ignored:
-        raise Invalid(f"network {network.name} exists, and its options are its own", f"leave out -o {ignored[0][:80]}")
-    if network.driver in ("host", "none"):
-        raise Invalid(f"network {network.name} is not one for Docker's containers", f"docker run --network {network.name}")
-    if wanted.internal and not network.internal:
-        raise Invalid(f"network {network.name} is not internal", "leave out --internal")
-    data = [*(call.ipv4 or ()), *(call.ipv6 or ())]
-    subnets = {subnet.subnet: subnet for subnet in network.subnets}
-    hint = f"--ipam-driver atoll --ipam-opt network={network.name} takes them from it"
-    for prefix in words.subnets(data):
-        if str(prefix) not in subnets:
-            raise Invalid(f"network {network.name} has the subnets {', '.join(subnets) or 'none'}, not {prefix}", hint)
-    gateways = {subnet.gateway for subnet in network.subnets}
-    for gateway in words.gateways(data):
-        if gateway not in gateways:
-            raise Invalid(f"network {network.name} has the gateway {', '.join(sorted(gateways))}, not {gateway}", hint)
-
-
-def _made_before(door: Door, docker_id: str) -> Network | None:
-    """The network that an attempt before this one made, and perhaps didn't live to record."""
-    return next((n for n in door.engine.state.networks.values() if n.labels.get(NETWORK_LABEL) == docker_id), None)
-
-
-def _request(call: protocol.CreateNetwork, pools: Collection[DockerPool]) -> NetworkRequest:
-    return words.new_network(call, {_prefix(pool): pool.ranges for pool in pools})
-
-
-def _prefix(pool: DockerPool) -> Prefix:
-    return interface(pool.subnet).network
-
-
-# --- endpoints -----------------------------------------------------------------------------------------------------------------------
+    from atoll.model import Endpoint, Namespace, Network
 
 
 def create_endpoint(door: Door, call: protocol.CreateEndpoint) -> protocol.CreatedEndpoint:
@@ -206,8 +72,7 @@ def _mac(door: Door, network: Network, record: DockerEndpoint, wanted: str) -> s
     if wanted:
         return check_mac(wanted)
     made = "02:42:" + parse_address(record.addresses[0].partition("/")[0], "address").packed[-4:].hex(":")
-    taken = {endpoint.mac for endpoint in door.records.on_network(record.network)}
-    while made in taken or door.engine.state.mac_taken(network, made):
+    while door.engine.state.mac_taken(network, made):
         made = door.engine.new_mac()
     return made
 
@@ -274,7 +139,8 @@ def join(door: Door, call: protocol.Join) -> protocol.Joined:
 
 def _attach(door: Door, network: Network, record: DockerEndpoint, namespace: Namespace | None) -> Endpoint:
     engine = door.engine
-    where = namespace or engine.create_external(_free_name(door, record.sandbox), source=f"docker:{record.sandbox}")
+    name = engine.free_name(words.provisional_name(record.sandbox.rstrip("/").rpartition("/")[2]))
+    where = namespace or engine.create_external(name, source=f"{SOURCE}{record.sandbox}")
     try:
         return engine.connect(
             network.id,
@@ -290,13 +156,6 @@ def _attach(door: Door, network: Network, record: DockerEndpoint, namespace: Nam
         if namespace is None:
             engine.remove_namespace(where.name)
         raise
-
-
-def _free_name(door: Door, sandbox: str) -> str:
-    """A provisional name for a sandbox's namespace that nobody has."""
-    name = words.provisional_name(_NOT_IN_A_NAME.sub("-", sandbox.rstrip("/").rpartition("/")[2]))
-    taken = door.engine.state.namespaces
-    return next(found for found in (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3))) if found not in taken)
 
 
 def _joined(network: Network, endpoint: Endpoint) -> protocol.Joined:
@@ -334,17 +193,17 @@ def program_external_connectivity(door: Door, call: protocol.ProgramExternalConn
     if made is None:
         raise NotFound(f"endpoint {call.endpoint[:12]} has not joined a sandbox", "start the container anew")
     ports = record.ports if given is None else given
-    if record.external and record.ports == ports and (made.ports or not ports):
+    if record.external and record.ports == ports and (record.published or not ports):
         return protocol.Done()
-    if made.ports:
-        _close_ports(door, made)
-    door.records.put(structs.replace(record, ports=ports, external=True))
-    if ports:
-        try:
-            engine.publish(made.namespace, ports, network=network.id, interface=made.interface)
-        except AtollError:
-            door.records.put(structs.replace(record, external=False))
-            raise
+    _close_ports(door, record, made)
+    record = structs.replace(record, ports=ports, published=(), external=True)
+    door.records.put(record)
+    try:
+        opened = engine.publish(made.namespace, ports, network=network.id, interface=made.interface).ports if ports else made.ports
+    except AtollError:
+        door.records.put(structs.replace(record, external=False))
+        raise
+    door.records.put(structs.replace(record, published=tuple(str(port) for port in opened if port not in made.ports)))
     return protocol.Done()
 
 
@@ -389,9 +248,9 @@ def forget_endpoint(door: Door, record: DockerEndpoint, *, keep: bool = False) -
 
 def forget_holder(door: Door, docker_network: str, address: str) -> None:
     """Docker has an endpoint's address for another's, or for free: it has forgotten the endpoint, as after it was killed."""
-    for record in door.records.on_network(docker_network):
-        if any(text.partition("/")[0] == address for text in record.addresses):
-            forget_endpoint(door, record)
+    record = door.records.holding(docker_network, address)
+    if record is not None:
+        forget_endpoint(door, record)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------------------
@@ -406,16 +265,20 @@ def _endpoint(door: Door, call: protocol.OfEndpoint) -> DockerEndpoint:
 
 def _revoke(door: Door, record: DockerEndpoint) -> DockerEndpoint:
     made = attached(door.engine, record)
-    if made is not None and made.ports:
-        _close_ports(door, made)
-    revoked = structs.replace(record, external=False)
+    if made is not None:
+        _close_ports(door, record, made)
+    revoked = structs.replace(record, published=(), external=False)
     if record.external:
         door.records.put(revoked)
     return revoked
 
 
-def _close_ports(door: Door, made: Endpoint) -> None:
-    door.engine.unpublish(made.namespace, [str(port) for port in made.ports], network=made.network, interface=made.interface, ending=True)
+def _close_ports(door: Door, record: DockerEndpoint, made: Endpoint) -> None:
+    """Those that were opened for Docker; what was published by hand stays. Where we died before we had recorded what was chosen, all."""
+    open_ = [str(port) for port in made.ports]
+    mine = [text for text in record.published if text in open_] if record.published else open_ if record.external else []
+    if mine:
+        door.engine.unpublish(made.namespace, mine, network=made.network, interface=made.interface, ending=True)
 
 
 def _detach(door: Door, record: DockerEndpoint) -> None:
