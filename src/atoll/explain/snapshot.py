@@ -29,8 +29,8 @@ from atoll.model import address
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from atoll.kernel.host import Host
     from atoll.explain.packet import Packet
+    from atoll.kernel.host import Host
     from atoll.model import Address
 
 T = TypeVar("T")
