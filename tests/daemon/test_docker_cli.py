@@ -54,11 +54,17 @@ def test_install_and_uninstall_leave_etc_as_it_was(atoll: CommandLine, folder: P
     assert SPEC.read_text() == f"unix://{run}/docker.sock\n"
     assert f"ExecStart={ATOLL} daemon run\n" in UNIT.read_text()
     assert f"Environment=ATOLL_RUN={run}\n" in UNIT.read_text()
+    assert f"ExecStartPre=-{ATOLL} daemon stop\n" in UNIT.read_text()
     assert "Before=docker.service\n" in UNIT.read_text()
     assert printed == f"# {SPEC}\n{SPEC.read_text()}# {UNIT}\n{UNIT.read_text()}"
     assert {oct(path.stat().st_mode & 0o777) for path in (SPEC, UNIT)} == {"0o644"}
     again = atoll.says("docker", "install", "--force")
     assert again == f"{SPEC} is there already\n{UNIT} is there already\nnow: systemctl enable --now atoll\n"
+    # A daemon runs by now, and isn't enabled for it.
+    UNIT.unlink()
+    atoll.says("status")
+    again = atoll.says("docker", "install", "--force")
+    assert again == f"{SPEC} is there already\n{UNIT} written\nnow: systemctl enable --now atoll\n"
     assert atoll.says("docker", "uninstall").splitlines()[:2] == [f"{SPEC} removed", f"{UNIT} removed"]
     assert files(folder) == before
     done = atoll("docker", "uninstall")

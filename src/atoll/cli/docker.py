@@ -22,7 +22,8 @@ _UNIT: Final = "/etc/systemd/system/atoll.service"
 #: There when systemd runs (sd_booted(3)).
 _SYSTEMD: Final = "/run/systemd/system"
 _HEAD: Final = "# Written by atoll docker install; atoll docker uninstall takes it away.\n"
-#: dockerd asks the driver as soon as it starts, and waits for it, so Atoll must answer before.
+#: dockerd asks the driver as soon as it starts, and waits for it, so Atoll must answer before. A daemon that some command has started
+#: by itself gives way.
 _SERVICE: Final = """
 [Unit]
 Description=Atoll container networks
@@ -30,6 +31,7 @@ Before=docker.service
 
 [Service]
 Type=notify
+ExecStartPre=-{command} daemon stop
 ExecStart={command} daemon run
 Restart=always
 {environment}
@@ -69,11 +71,12 @@ def install(socket: str, force: bool, only_print: bool) -> None:
         raise NotFound("dockerd is not installed here", "install Docker first, or use --force")
     for path in files:
         _check_ours(path)
-    for path, text in files.items():
-        click.echo(f"{path} {'written' if _write(path, text) else 'is there already'}")
+    written = [path for path, text in files.items() if _write(path, text)]
+    for path in files:
+        click.echo(f"{path} {'written' if path in written else 'is there already'}")
     if not socket:
         _unlink(_recorded_socket())
-    if not _daemon():
+    if _UNIT in written or not _daemon():
         command = "systemctl enable --now atoll" if _UNIT in files else "atoll daemon run, before dockerd starts"
         click.echo(f"now: {command}")
 
