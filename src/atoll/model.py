@@ -17,7 +17,7 @@ from atoll.errors import Invalid
 from atoll.words import RouteKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sized
 
 Driver = Literal["bridge", "macvlan", "ipvlan", "host", "none"]
 Nat = Literal["masquerade", "routed", "snat", "kept"]
@@ -53,6 +53,10 @@ SHARD_PORTS: Final = 480
 MAX_SHARDS: Final = 10
 #: Of a resolv.conf (MAXNS).
 MAX_SERVERS: Final = 3
+#: Subnets of a network. Whatever is asked for is worked through while all others wait, and these are compared each with each.
+MAX_SUBNETS: Final = 64
+#: Routes of an endpoint: they are made in one message to the kernel.
+MAX_ROUTES: Final = 1000
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}\Z")
 _INTERFACE: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,14}\Z")
@@ -494,6 +498,12 @@ def check_labels(labels: dict[str, str], what: str) -> dict[str, str]:
         if not key or len(key) > 255 or len(value) > 4096 or not (key + value).isprintable():
             raise Invalid(f"{what} {key[:40]!r} is not usable", "a key of 1 to 255 and a value of at most 4096 printable characters")
     return labels
+
+
+def check_count(items: Sized, most: int, what: str) -> None:
+    """Raises `Invalid` for more than `most`."""
+    if len(items) > most:
+        raise Invalid(f"{len(items)} {what} are too many", f"at most {most}")
 
 
 def as_tuples(options: dict[str, Any]) -> dict[str, Any]:

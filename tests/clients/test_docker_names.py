@@ -170,6 +170,17 @@ def test_with_the_gateway_as_dns_docker_s_resolver_asks_us_and_its_file_stays(ma
     assert made.lookup("box", "www.example") == ["198.51.100.1"]
 
 
+def test_a_file_that_its_user_has_mounted_there_is_the_user_s(made: DockerHost) -> None:
+    made.host.run("sh", "-c", "printf '# mine\\nnameserver 127.0.0.11\\n' > /run/own.conf")
+    mount = "/run/own.conf:/etc/resolv.conf"
+    made.docker("run", "-d", "--name", "box", "--network", "web", "-v", mount, "busybox", "sleep", "600")
+    # With the second name everything that the first look led to is done.
+    made.wait_for("the container's name", lambda: "box" in made.namespaces())
+    made.docker("rename", "box", "other")
+    made.wait_for("the container's other name", lambda: "other" in made.namespaces())
+    assert made.host.run("cat", "/run/own.conf") == "# mine\nnameserver 127.0.0.11\n"
+
+
 def test_an_internal_network_has_names_and_nothing_of_the_world(made: DockerHost) -> None:
     made.docker("network", "create", "-d", "atoll", "--internal", "inner")
     made.wait_for("the network's name", lambda: "inner" in made.networks())

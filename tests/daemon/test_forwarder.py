@@ -84,6 +84,12 @@ def test_output_that_nobody_takes_is_a_failure(echoing: EchoDaemon, program: Pat
     assert done.returncode == 1
 
 
+def test_an_error_that_nobody_takes_is_a_failure_and_no_more(echoing: EchoDaemon, program: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([program], input=wish(say={"run": "/nonexistent"}), env={}, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_input_beyond_the_limit_is_refused_in_the_clients_form(echoing: EchoDaemon, program: Path) -> None:
     error = execute(program, stdin=bytes((16 << 20) + 1)).error
     assert error == {

@@ -22,7 +22,7 @@ with_python = [page for page in pages.PAGES if pages.has(page, "python")]
 @pytest.mark.parametrize("page", with_commands, ids=pages.name)
 def test_the_commands_of_a_page_print_what_the_page_says(page: Path, host: None) -> None:
     steps = pages.steps(page)
-    for tool in ("curl", "ping", "ip", "nft", "tc"):
+    for tool in ("curl", "ping", "ip", "nft", "tc", "iptables-nft"):
         if any(tool in step.command.split() for step in steps) and shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
     root = pages.is_for_root(page)

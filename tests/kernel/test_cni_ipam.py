@@ -170,6 +170,7 @@ def test_ranges_of_the_runtime_come_first(main: Delegating) -> None:
         {},
         {"ranges": []},
         {"ranges": [[]]},
+        {"ranges": [[{"subnet": f"10.1.{n}.0/24"}] for n in range(200)] + [[{"subnet": f"10.2.{n}.0/24"}] for n in range(57)]},
         {"ranges": [[{"subnet": "10.1.0.0/24"}, {"subnet": "fd00::/64"}]]},
         {"ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.1.0.0/25"}]]},
         {"subnet": "10.1.0.5/24"},

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from atoll.frontends.docker import follow, stale
+from atoll.frontends.docker import Door, follow, stale
 from atoll.frontends.docker.api import Container, DockerNetworkThere, EndpointThere
+from atoll.frontends.docker.watch import Watch
 from tests.kernel.dockerd import Dockerd, endpoint_id, left, network_id, ports
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from atoll import Engine
     from atoll.model import Namespace
 
@@ -126,6 +129,24 @@ def test_a_network_keeps_its_provisional_name_where_docker_s_can_t_be(dockerd: D
     dockerd.door.engine.create_network("taken")
     there = msgspec.structs.replace(shown(dockerd, 1)[0], name=name)
     assert follow.follow_network(dockerd.door, there).startswith(f"Docker's network {name} is called docker-{network_id(1)[:12]} here: ")
+
+
+def test_problems_are_said_on_one_line_and_steer_no_terminal(dockerd: Dockerd) -> None:
+    async def on_engine(function: Callable[[], Any]) -> Any:
+        return function()
+
+    watch = Watch(dockerd.door, on_engine, "/nonexistent")
+    there = msgspec.structs.replace(shown(dockerd, 1)[0], name="a\n\x1b[1m")
+    watch._note(there.id, follow.follow_network(dockerd.door, there))
+    watch._files.close()
+    (problem,) = watch.problems()
+    assert problem["what"].isprintable()
+
+
+def test_a_label_like_ours_makes_no_network_docker_s(dockerd: Dockerd) -> None:
+    engine = dockerd.door.engine
+    engine.create_network("own", labels={"atoll.docker.network": "ab" * 32, "atoll.door": "podman"})
+    assert "ab" * 32 not in Door(engine).records.networks
 
 
 def test_a_network_that_was_joined_is_its_own(dockerd: Dockerd) -> None:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from atoll.explain import Explanation, explain, parse
+from atoll.kernel import netlink
 from tests.support import FACING, OUTSIDE, PATIENCE, QUIET, Inside, Probe, Traffic, version_of
 
 if TYPE_CHECKING:
@@ -96,20 +97,14 @@ def actions(version: int, table: str, chain: str) -> st.SearchStrategy[str]:
     common = ["ACCEPT", "RETURN", "LOG --log-prefix x"] + ([] if table == "nat" else ["DROP"])
     if chain == "side":
         return st.sampled_from(common)
+    arriving = ["REDIRECT", f"DNAT --to-destination {to(R2[version])}", f"DNAT --to-destination {to(R1[version])}:90"]
+    marks = ["MARK --set-xmark 1/3", "MARK --or-mark 2", *(f"CONNMARK --{how}" for how in ("save-mark", "restore-mark", "set-xmark 2/2"))]
     own = {
         "raw": ["CT --notrack", "NOTRACK"] if version == 4 else ["CT --notrack"],
-        "mangle": [
-            "MARK --set-xmark 1/3", "MARK --or-mark 2",
-            "CONNMARK --save-mark", "CONNMARK --restore-mark", "CONNMARK --set-xmark 2/2",
-        ],
+        "mangle": marks,
         "filter": ["REJECT", "DROP"],
-        "nat": [f"SNAT --to-source {FACING[version]}", "MASQUERADE"]
-        if chain == "POSTROUTING"
-        else [
-            "REDIRECT", "REDIRECT --to-ports 80",
-            f"DNAT --to-destination {to(R2[version])}", f"DNAT --to-destination {to(R1[version])}:90",
-        ],
-    }[table]  # fmt: skip
+        "nat": [f"SNAT --to-source {FACING[version]}", "MASQUERADE"] if chain == "POSTROUTING" else [*arriving, "REDIRECT --to-ports 80"],
+    }[table]
     needs_protocol = ("--to-ports", "]:", ":90")
     return st.sampled_from([*common, *own, *own, "side"]).map(
         lambda said: f"{said} -p tcp" if any(word in said for word in needs_protocol) else said
@@ -174,6 +169,9 @@ class World:
 
     def load(self, program: str, made: list[Rule]) -> bool:
         """Whether it takes them: of random rules some are refused."""
+        # A client's port that comes again must not belong to a connection of before: delete all of them.
+        with netlink.Socket(netlink.NETLINK_NETFILTER) as sock:
+            sock.execute(netlink.message(1 << 8 | 2, 0, bytes(4)))
         done = subprocess.run([program], input=script(made), text=True, capture_output=True, check=False, env=self.environment)
         return done.returncode == 0
 

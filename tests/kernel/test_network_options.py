@@ -256,6 +256,11 @@ def test_an_option_that_means_nothing_is_refused(engine: Engine, options: dict[s
         engine.create_network("net", options=options)
 
 
+def test_more_subnets_than_can_be_compared_while_others_wait_are_refused(engine: Engine) -> None:
+    with left_as_it_was(engine), pytest.raises(Invalid, match="16000 subnets are too many; at most 64"):
+        engine.create_network("net", subnets=[f"10.{n >> 8}.{n & 255}.0/24" for n in range(16000)])
+
+
 # --- parents of macvlan networks -----------------------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,13 @@ if TYPE_CHECKING:
             {},
             "overlapping subnets: 10.89.0.0/24 and 10.89.0.8/30",
         ),
+        ({"subnets": [{"subnet": f"10.{n}.0.0/16"} for n in range(65)]}, {}, {}, "65 subnets are too many; at most 64"),
+        (
+            {"routes": [{"destination": f"10.1.{n >> 5}.{8 * n & 255}/29", "gateway": "10.89.0.9"} for n in range(1001)]},
+            {},
+            {},
+            "1001 routes are too many; at most 1000",
+        ),
         ({"subnets": [{"subnet": "10.89.0.0/33"}]}, {}, {}, "invalid IP address syntax: '10.89.0.0/33'"),
         ({"routes": [{"destination": "10.1.0.0/16"}]}, {}, {}, "route 10.1.0.0/16 requires a gateway for type unicast"),
         (

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-from typing import Any
+import struct
+from typing import Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atoll.errors import Invalid
-from atoll.explain import parse
+from atoll.explain import legacy, parse
 from atoll.explain.packet import CT_STATE, Nat, Packet
 from atoll.explain.rules import Outcome, Ruleset
+from atoll.explain.xt import MATCHES, TARGETS, Extension
 
 
 def packet(**fields: Any) -> Packet:
@@ -164,3 +169,73 @@ def test_a_target_is_taken_apart(target: str, expected: tuple[str, int, str, int
 def test_a_target_that_is_none_is_refused(target: str) -> None:
     with pytest.raises(Invalid):
         parse("r2", target)
+
+
+# --- expressions of iptables ---------------------------------------------------------------------------------------------------------
+
+
+def xt(name: str, revision: int, info: bytes, kind: Literal["match", "target"] = "match") -> dict[str, Any]:
+    return Extension(kind, name, revision, info).statement()
+
+
+def of_iptables(*statements: dict[str, Any], policy: str = "accept", hook: str = "forward", **fields: Any) -> Outcome:
+    chain = {"family": "ip", "table": "t", "name": "c", "type": "filter", "hook": hook, "prio": 0, "policy": policy}
+    rule = {"family": "ip", "table": "t", "chain": "c", "handle": 7, "expr": list(statements)}
+    rules = Ruleset([{"chain": chain}, {"rule": rule}], lambda result, flags, packet: 2 if result == "type" else "br0")
+    return rules.run(rules.base(hook, ("ip",))[0], packet(**fields))
+
+
+TCP_80 = xt("tcp", 0, struct.pack("=4H4B4x", 0, 65535, 80, 80, 0, 0, 0, 0))
+LOCAL = xt("addrtype", 1, struct.pack("=2HI", 0, 1 << 2, 0))
+DNAT = xt("DNAT", 2, struct.pack("=I16s16s2s2s4x", 3, bytes([10, 9, 9, 9]), bytes([10, 9, 9, 9]), b"\x00\x50", b"\x00\x50"), "target")
+SEVERAL = xt("DNAT", 2, struct.pack("=I16s16s2s2s4x", 1, bytes([10, 9, 9, 9]), bytes([10, 9, 9, 10]), bytes(2), bytes(2)), "target")
+
+
+@pytest.mark.parametrize(
+    ("statements", "verdict"),
+    [
+        ([TCP_80, DROP], "drop"),
+        ([LOCAL, TCP_80, DROP], "drop"),
+        ([xt("tcp", 0, TCP_80["xt"]["info"][:11]), DROP], "unsure"),  # shorter than its struct
+        ([xt("tcp", 1, TCP_80["xt"]["info"]), DROP], "unsure"),  # a revision that nobody knows
+        ([xt("owner", 1, bytes(64)), DROP], "unsure"),
+        ([xt("owner", 1, bytes(64)), xt("LOG", 0, bytes(32), "target")], "accept"),
+        ([xt("owner", 1, bytes(64)), DNAT], "unsure"),
+        ([xt("REJECT", 0, bytes(8), "target")], "drop"),
+        ([xt("NFQUEUE", 3, bytes(8), "target")], "unsure"),
+        ([xt("owner", 1, bytes(64)), TCP_80, xt("udp", 0, bytes(10)), DROP], "unsure"),
+        ([{"xt": {"type": "match", "name": "tcp"}}, DROP], "unsure"),  # what the kernel holds of it could not be read
+        ([{"xt": None}, DROP], "unsure"),
+        ([SEVERAL], "unsure"),
+        ([{"tproxy": {"port": 1}}], "unsure"),
+    ],
+)
+def test_an_expression_of_iptables_is_judged_or_unsure(statements: list[dict[str, Any]], verdict: str) -> None:
+    assert of_iptables(*statements).verdict == verdict
+
+
+def test_a_target_rewrites() -> None:
+    assert of_iptables(LOCAL, TCP_80, DNAT).nat == Nat("dnat", ipaddress.ip_address("10.9.9.9"), 80)
+    assert of_iptables(LOCAL, TCP_80, DNAT, dport=81).nat is None
+    # Whether something else stands before it isn't known, so where it goes isn't either.
+    chain = {"family": "ip", "table": "t", "name": "c", "type": "nat", "hook": "prerouting", "prio": -100}
+    place = {"family": "ip", "table": "t", "chain": "c"}
+    unknown = {"rule": {**place, "handle": 1, "expr": [xt("owner", 1, bytes(64)), ACCEPT]}}
+    rules = Ruleset([{"chain": chain}, unknown, {"rule": {**place, "handle": 2, "expr": [DNAT]}}], lambda *_: "")
+    assert rules.run(rules.base("prerouting", ("ip",))[0], packet()).verdict == "unsure"
+
+
+@given(st.sampled_from(sorted(MATCHES)), st.binary(max_size=200), st.sampled_from([6, 17, 1, 132]))
+def test_no_bytes_are_an_error(kind: tuple[str, int], info: bytes, protocol: int) -> None:
+    assert of_iptables(xt(*kind, info), DROP, protocol=protocol).verdict in ("accept", "drop", "unsure")
+
+
+@given(st.sampled_from(sorted(TARGETS)), st.binary(max_size=200))
+def test_no_bytes_of_a_target_are_an_error(kind: tuple[str, int], info: bytes) -> None:
+    assert of_iptables(xt(*kind, info, "target")).verdict in ("accept", "drop", "unsure")
+
+
+@given(st.binary(min_size=84, max_size=84), st.binary(max_size=400))
+def test_no_bytes_of_a_legacy_table_are_an_error(info: bytes, chunk: bytes) -> None:
+    with contextlib.suppress(ValueError, LookupError, struct.error):
+        legacy.parse("ip", "filter", info, chunk)

@@ -18,6 +18,7 @@ from atoll.engine.publishing import PortVerbs, parse_specs
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid
 from atoll.firewall.elements import Element, change, network_elements
 from atoll.model import (
+    MAX_ROUTES,
     MAX_SHARDS,
     PREDEFINED,
     SHARD_PORTS,
@@ -26,6 +27,7 @@ from atoll.model import (
     Network,
     Route,
     as_tuples,
+    check_count,
     check_interface,
     check_key,
     check_mac,
@@ -162,6 +164,7 @@ class EndpointVerbs(PortVerbs):
         ports = parse_specs(options.publish)
         rates = self.rates(where, options.ingress_rate, options.egress_rate)
         _check_32_bits(options.gateway_priority, "gateway priority")
+        check_count(options.routes, MAX_ROUTES, "routes")
         owner = check_key(options.owner, "an owner") if options.owner else ""
         number = _lowest_free({endpoint.number for endpoint in self.state.endpoints_of(namespace)})
         endpoint = Endpoint(

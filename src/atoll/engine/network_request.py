@@ -15,11 +15,13 @@ from atoll.kernel import rtnl
 from atoll.model import (
     BRIDGE_PREFIX,
     ISOLATIONS,
+    MAX_SUBNETS,
     PARENT_PREFIX,
     PREDEFINED,
     Network,
     Route,
     Subnet,
+    check_count,
     check_domains,
     check_interface,
     check_labels,
@@ -253,6 +255,7 @@ def _mtu(request: NetworkRequest, network: Network, facts: HostFacts) -> int:
 def _subnets(
     request: NetworkRequest, network: Network, facts: HostFacts, others: Collection[Network], notes: list[str]
 ) -> tuple[Subnet, ...]:
+    check_count(request.subnets, MAX_SUBNETS, "subnets")
     prefixes = [ipam.parse_subnet(text) for text in request.subnets]
     for position, prefix in enumerate(prefixes):
         for other in prefixes[:position]:

@@ -218,7 +218,8 @@ def _packet_matches(layout: _Layout, entry: bytes) -> tuple[list[dict[str, Any]]
             found.append(_match({"payload": {"protocol": layout.family, "field": field}}, _masked(address, mask), inverted & bit))
     for name, mask, key, bit in ((names[0], names[2], "iifname", 0x01), (names[1], names[3], "oifname", 0x02)):
         if any(mask) or inverted & bit:
-            whole = string(name) if b"\0" in name[: sum(map(bool, mask))] else string(name) + "*"
+            asked = name[: sum(map(bool, mask))]
+            whole = string(name) if b"\0" in asked else string(asked) + "*"
             found.append(_match({"meta": {"key": key}}, whole, inverted & bit))
     if asks_protocol:
         found.append(_match({"meta": {"key": "l4proto"}}, protocol, inverted & 0x40))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from atoll.model import Address
 
@@ -39,6 +39,8 @@ class Packet(Struct):
     status: int = 0
     reply: bool = False
     tracked: bool = True
+    #: The port of a bridge by which it came up to this host.
+    port: str = ""
 
     @property
     def is_known(self) -> bool:
@@ -70,3 +72,15 @@ def ends(address: Address, port: int) -> str:
     if not port:
         return str(address)
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def answers(packet: Packet, went: Packet) -> bool:
+    return (packet.src, packet.dst, packet.sport, packet.dport) == (went.dst, went.src, went.dport, went.sport)
+
+
+def question(packet: Packet, src: Address, about: Address, kind: int) -> Packet:
+    """An ARP packet, or the neighbour discovery that does its work."""
+    if packet.version == 4:
+        return structs.replace(packet, src=src, dst=about, ether="arp", protocol=0, sport=0, dport=0)
+    target = about if kind == SOLICIT else src
+    return structs.replace(packet, src=src, dst=about, protocol=58, icmp=kind, target=target, sport=0, dport=0)

@@ -29,6 +29,7 @@ from atoll.model import address
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from atoll.explain.packet import Packet
     from atoll.kernel.host import Host
     from atoll.model import Address
 
@@ -112,6 +113,20 @@ class Stack:
     def setting(self, name: str) -> str:
         return self.run(lambda: sysctl.read(name)) or ""
 
+    # --- who is behind a link ---
+
+    def neighbour(self, name: str, wanted: Address) -> str:
+        """The link address that the kernel knows of an address, empty when it knows none."""
+        family = socket.AF_INET if wanted.version == 4 else socket.AF_INET6
+        rows = rtnl.neighbours(self._sock, family)
+        return next((row.mac for row in rows if row.address == wanted.packed and row.ifindex == self.links[name].ifindex), "")
+
+    def port_of(self, bridge: str, mac: str) -> str:
+        """The port of a bridge behind which a link address was seen."""
+        ports = {link.ifindex: link.name for link in self.ports(bridge)}
+        rows = rtnl.neighbours(self._sock, socket.AF_BRIDGE) if mac else []
+        return next((ports[row.ifindex] for row in rows if row.mac == mac and row.ifindex in ports), "")
+
     # --- routes ---
 
     def route(
@@ -166,6 +181,24 @@ class Stack:
         kind = _ROUTE.unpack_from(answer)[7]
         refused = {6: errno.EINVAL, 7: errno.EHOSTUNREACH, 8: errno.EACCES}.get(kind, 0)
         return Route(kind, link.name if link else "", _address(found.get(_GATEWAY)), _address(found.get(_PREFSRC)), refused)
+
+    def fib(self, result: str, flags: tuple[str, ...], packet: Packet) -> str | int:
+        """What nftables' `fib` finds, asked of the kernel's routes (nft_fib(8): a local address is reached by no interface)."""
+        about = packet.src if "saddr" in flags else packet.dst
+        bound = packet.iif if "iif" in flags else packet.oif if "oif" in flags else ""
+        route = self.route(about, mark=packet.mark if "mark" in flags else 0)
+        if result == "type":
+            if about.is_multicast:
+                return MULTICAST
+            kind = route.kind if route.kind in (LOCAL, BROADCAST) else 1
+            if bound and kind == LOCAL and not (self.owns(about, bound) or (bound == "lo" and about.is_loopback)):
+                return 1
+            return kind
+        if packet.iif == "lo" and "saddr" in flags:
+            return "lo"
+        if route.error not in (0, errno.ENETUNREACH, errno.EHOSTUNREACH) or route.error or route.kind == LOCAL:
+            return ""
+        return route.oif if not bound or bound == route.oif else ""
 
     # --- rules and sockets ---
 

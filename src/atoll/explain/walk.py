@@ -6,13 +6,12 @@ of a connection on the way there is remembered a stack, as connection tracking d
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import structs
 
 from atoll.explain import advice
-from atoll.explain.packet import ADVERTISE, CT_STATE, CT_STATUS, SOLICIT, Hop, Packet, ends
+from atoll.explain.packet import ADVERTISE, CT_STATE, CT_STATUS, SOLICIT, Hop, Packet, answers, ends, question
 from atoll.explain.rules import Chain, Outcome, Ruleset
 from atoll.explain.snapshot import BROADCAST, LOCAL, MULTICAST, Route, Stack
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 #: A packet that met this many stacks goes round in circles.
 _MOST: Final = 24
 _CONNTRACK: Final = -200
+#: br_netfilter's settings by version.
+_CALLS: Final = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
 
 
 class Stopped(Exception):
@@ -86,6 +87,8 @@ class Walk:
         if self._met > _MOST:
             raise Stopped(stack.title, "the packet goes round in circles")
         packet.iif, packet.oif = iif, ""
+        if stack.links[iif].kind != "bridge":
+            packet.port = ""
         before = structs.replace(packet)
         self._begin(stack, packet)
         self._hook(stack, packet, "prerouting")
@@ -111,6 +114,8 @@ class Walk:
             f"routed from {self.names.link(iif)} to {self.names.link(route.oif)}" + (f" via {route.gateway}" if route.gateway else ""),
         )
         self._hook(stack, packet, "forward")
+        if packet.port and route.oif == iif and packet.dst != before.dst and self._calls_iptables(stack, packet):
+            packet.iif = ""  # br_netfilter has the bridge send it, whose last hook names no interface that it came in by
         self._hook(stack, packet, "postrouting")
         self._remember(stack, before, packet)
         return self._transmit(stack, packet, route.gateway or packet.dst)
@@ -134,7 +139,7 @@ class Walk:
         """The packet's state in this stack, and for an answer, the address translation undone where the kernel undoes it first."""
         packet.tracked, packet.status, packet.connection_mark = True, 0, 0
         known = self._connections.get(stack.name)
-        if known is not None and self.reply and _answers(packet, known.went):
+        if known is not None and self.reply and answers(packet, known.went):
             packet.state, packet.reply = CT_STATE["established"], True
             packet.status, packet.connection_mark = known.went.status, known.went.connection_mark
         elif self.reply and packet.protocol in (1, 6, 58):
@@ -164,7 +169,7 @@ class Walk:
 
     def rules(self, stack: Stack) -> Ruleset:
         if stack.name not in self._rulesets:
-            self._rulesets[stack.name] = Ruleset(stack.ruleset, lambda result, flags, packet: _fib(stack, result, flags, packet))
+            self._rulesets[stack.name] = Ruleset(stack.ruleset, stack.fib)
         return self._rulesets[stack.name]
 
     def _hook(self, stack: Stack, packet: Packet, hook: str, *, nat: bool = True) -> bool:
@@ -240,6 +245,8 @@ class Walk:
             packet.status |= CT_STATUS[nat.kind]
 
     def _own(self, stack: Stack, packet: Packet, interface: str) -> Address:
+        if interface == "lo":
+            raise Stopped(stack.title, "which address goes out by lo can't be told", sure=False)
         route = stack.route(packet.dst, oif=interface) if interface == packet.oif else None
         if route is not None and route.source is not None:
             return route.source
@@ -284,32 +291,44 @@ class Walk:
         self._is_up(host, bridge)
         own = [row.interface.ip for row in sender[0].on(sender[1], packet.version)]
         asking = next((address for address in own if address == packet.src), own[0] if own else packet.src)
-        ask = _question(packet, asking, hop, SOLICIT)
+        ask = question(packet, asking, hop, SOLICIT)
         found = self._find(host, bridge, port, hop)
         self._frame(host, ask, port, found)
+        if found is None and (strange := self._strange(host, bridge)):
+            raise Stopped(host.title, f"whether anybody has {hop} behind {', '.join(strange)} can't be seen from here", sure=False)
         if found is None:
             raise Stopped(host.title, f"nobody on {self.names.link(bridge)} has {hop}", self.names.missing(hop))
         target, name, way = found
         if name:
             packet_mac = target.links[name].mac
-            answer = _question(packet, hop, asking, ADVERTISE)
+            answer = question(packet, hop, asking, ADVERTISE)
             answer.mac, answer.iif = packet_mac, way[-1][1]
             self._bridge_hook(host, answer, "prerouting", answer=True)
         self._frame(host, packet, port, found)
         if not name:
             self.say(host, f"{self.names.link(port)}: comes to the host by {self.names.link(way[-1][0])}")
+            packet.port = port
             return self.receive(target, packet, way[-1][0])
         self.say(host, f"{self.names.link(bridge)}: from {self.names.link(port)} to {self.names.link(way[-1][1])}")
+        if self.reply and self._calls_iptables(host, packet):
+            self._begin(host, packet)
+            for hook in ("prerouting", "postrouting"):
+                self._undo(host, packet, hook)
         packet.mark = 0
         return self.receive(target, packet, name)
 
     def _from_bridge(self, host: Stack, packet: Packet, hop: Address) -> Arrived:
         bridge = packet.oif
         found = self._find(host, bridge, "", hop, below=True)
+        if found is None and (strange := self._strange(host, bridge)):
+            return self._out_to(host, packet, hop, strange)
         if found is None:
             raise Stopped(host.title, f"nobody on {self.names.link(bridge)} has {hop}", self.names.missing(hop))
         target, name, way = found
-        answer = _question(packet, hop, packet.src, ADVERTISE)
+        if way[-1][1] == packet.port and self._calls_iptables(host, packet):
+            why = "a bridge sends nothing back by the port that it came from, and br_netfilter has it sent by the bridge"
+            raise Stopped(host.title, why, advice.sysctl(host, f"net.bridge.{_CALLS[packet.version]}=0"))
+        answer = question(packet, hop, packet.src, ADVERTISE)
         answer.mac, answer.iif = target.links[name].mac, way[-1][1]
         self._bridge_hook(host, answer, "prerouting", answer=True)
         packet.mac = host.links[bridge].mac
@@ -317,6 +336,24 @@ class Walk:
         self.say(host, f"{self.names.link(bridge)}: out to {self.names.link(way[-1][1])}")
         packet.mark = 0
         return self.receive(target, packet, name)
+
+    def _strange(self, host: Stack, bridge: str) -> list[str]:
+        """Ports whose other end can't be seen: other software's containers, the world outside."""
+        return [
+            link.name
+            for link in host.ports(bridge)
+            if link.up and not self.names.is_port(link.name) and not self.names.peer(host, link.name)
+        ]
+
+    def _out_to(self, host: Stack, packet: Packet, hop: Address, strange: list[str]) -> Arrived:
+        """To somebody who isn't ours: known when the kernel has heard of them by such a port."""
+        port = host.port_of(packet.oif, host.neighbour(packet.oif, hop))
+        if port not in strange:
+            why = f"whether anybody has {hop} behind {', '.join(strange)} can't be seen: the kernel has not heard of them lately"
+            raise Stopped(host.title, why, sure=False)
+        self._bridge_hook(host, packet, "output")
+        self.say(host, f"{self.names.link(packet.oif)}: out to {port}; what is behind it can't be seen from here")
+        return Arrived(host, packet, packet.oif)
 
     def _find(
         self, host: Stack, bridge: str, port: str, hop: Address, *, below: bool = False
@@ -381,43 +418,14 @@ class Walk:
                 raise Stopped(
                     host.title, f"the neighbour's answer is held back: {why}" if answer else why, fix, sure=outcome.verdict == "drop"
                 )
-        if hook == "forward" and ether != "arp" and frame.icmp not in (SOLICIT, ADVERTISE):
-            calls = "iptables" if frame.version == 4 else "ip6tables"
-            if host.setting(f"net/bridge/bridge-nf-call-{calls}") == "1":
-                inner = structs.replace(frame, iif=host.master(frame.iif), oif=host.master(frame.oif), state=state)
-                self._hook(host, inner, "forward")
+        if hook == "forward" and ether != "arp" and frame.icmp not in (SOLICIT, ADVERTISE) and self._calls_iptables(host, frame):
+            inner = structs.replace(frame, iif=host.master(frame.iif), oif=host.master(frame.oif), state=state)
+            self._hook(host, inner, "forward")
+
+    @staticmethod
+    def _calls_iptables(host: Stack, packet: Packet) -> bool:
+        return host.setting(f"net/bridge/{_CALLS[packet.version]}") == "1"
 
     def _is_up(self, host: Stack, bridge: str) -> None:
         if not host.links[bridge].up:
             raise Stopped(host.title, f"{self.names.link(bridge)} is down", advice.up(host, bridge))
-
-
-def _answers(packet: Packet, went: Packet) -> bool:
-    return (packet.src, packet.dst, packet.sport, packet.dport) == (went.dst, went.src, went.dport, went.sport)
-
-
-def _question(packet: Packet, src: Address, about: Address, kind: int) -> Packet:
-    """An ARP packet, or the neighbour discovery that does its work."""
-    if packet.version == 4:
-        return structs.replace(packet, src=src, dst=about, ether="arp", protocol=0, sport=0, dport=0)
-    target = about if kind == SOLICIT else src
-    return structs.replace(packet, src=src, dst=about, protocol=58, icmp=kind, target=target, sport=0, dport=0)
-
-
-def _fib(stack: Stack, result: str, flags: tuple[str, ...], packet: Packet) -> str | int:
-    """What nftables' `fib` finds, asked of the kernel's routes (nft_fib(8): a local address is reached by no interface)."""
-    about = packet.src if "saddr" in flags else packet.dst
-    bound = packet.iif if "iif" in flags else packet.oif if "oif" in flags else ""
-    route = stack.route(about, mark=packet.mark if "mark" in flags else 0)
-    if result == "type":
-        if about.is_multicast:
-            return MULTICAST
-        kind = route.kind if route.kind in (LOCAL, BROADCAST) else 1
-        if bound and kind == LOCAL and not (stack.owns(about, bound) or (bound == "lo" and about.is_loopback)):
-            return 1
-        return kind
-    if packet.iif == "lo" and "saddr" in flags:
-        return "lo"
-    if route.error not in (0, errno.ENETUNREACH, errno.EHOSTUNREACH) or route.error or route.kind == LOCAL:
-        return ""
-    return route.oif if not bound or bound == route.oif else ""

@@ -294,13 +294,17 @@ def main() -> int:
     while (fd := posix.open("/dev/null", posix.O_RDWR)) <= 2:
         pass
     posix.close(fd)
-    words = [word.encode(sys.getfilesystemencoding(), "surrogateescape") for word in sys.argv]
+    command = [word.encode(sys.getfilesystemencoding(), "surrogateescape") for word in sys.argv]
     try:
-        return forward(words[0], words[1:])
+        return forward(command[0], command[1:])
     except Failure as error:
-        write_all(1, failed(*error.args))
-    except OSError as error:
-        write_all(1, failed(IO_FAILED, "the call can't be handed on", str(error.strerror or error)))
+        words = failed(*error.args)
+    except (OSError, ValueError) as error:
+        words = failed(IO_FAILED, "the call can't be handed on", str(getattr(error, "strerror", "") or error))
+    try:  # noqa: SIM105 - as above
+        write_all(1, words)
+    except OSError:
+        pass
     return 1
 
 

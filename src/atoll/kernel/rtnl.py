@@ -141,6 +141,11 @@ _TC_H_ROOT: Final = 0xFFFFFFFF
 _TC_H_INGRESS: Final = 0xFFFFFFF1
 
 _NDA_DST: Final = 1
+_NDA_LLADDR: Final = 2
+_RTM_GETNEIGH: Final = 30
+#: linux/neighbour.h: the states in which a link address is known.
+_NUD_VALID: Final = 0xDE
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")
 
 _NETNSA_NSID: Final = 1
 _NETNSA_FD: Final = 3
@@ -432,6 +437,28 @@ def _unpack(family: int, packed: bytes) -> Address:
     if len(packed) != size:
         raise ValueError(f"address of {len(packed)} bytes in family {family}")
     return ipaddress.IPv4Address(packed) if size == 4 else ipaddress.IPv6Address(packed)
+
+
+# --- neighbours ----------------------------------------------------------------------------------------------------------------------
+
+
+class NeighbourRow(NamedTuple):
+    """Of the bridges' table of link addresses `address` is empty, and `ifindex` the port."""
+
+    ifindex: int
+    address: bytes
+    mac: str
+
+
+def neighbours(sock: Socket, family: int) -> list[NeighbourRow]:
+    """Those of a family whose link address is known, AF_BRIDGE for the bridges' own (linux/neighbour.h)."""
+    found = []
+    for answer in sock.dump(message(_RTM_GETNEIGH, 0, _NEIGHBOUR.pack(family, 0, 0, 0, 0))):
+        _, ifindex, state, _, _ = _NEIGHBOUR.unpack_from(answer.body)
+        known = attributes(answer.body, _NEIGHBOUR.size)
+        if state & _NUD_VALID and _NDA_LLADDR in known:
+            found.append(NeighbourRow(ifindex, known.get(_NDA_DST, b""), known[_NDA_LLADDR].hex(":")))
+    return found
 
 
 # --- routes and rules ----------------------------------------------------------------------------------------------------------------

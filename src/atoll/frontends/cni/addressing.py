@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: resolv.conf is a line or two; more than this isn't one.
 _MOST_BYTES: Final = 1 << 16
+_MOST_RANGES: Final = 256
 
 
 class Range(Struct, frozen=True):
@@ -134,6 +135,8 @@ def _host_local(request: Request, found: _Configuration) -> Scheme:
     groups = [*found.runtime.ranges, *([(section,)] if section.subnet else []), *section.ranges]
     if not groups:
         raise Refusal(BAD_CONFIG, "host-local: no IP ranges specified", "give ipam a subnet, or ranges")
+    if sum(map(len, groups)) > _MOST_RANGES:
+        raise Refusal(BAD_CONFIG, f"host-local: more than {_MOST_RANGES} ranges are too many", "use larger ones")
     sets = tuple(tuple(_range(one) for one in group) for group in groups)
     for number, group in enumerate(sets):
         if not group:

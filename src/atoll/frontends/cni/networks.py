@@ -10,6 +10,7 @@ from msgspec import structs
 
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import AtollError, Conflict
+from atoll.frontends import DOOR_LABEL
 from atoll.frontends.cni import leases
 from atoll.frontends.cni.attachments import network_named
 from atoll.frontends.cni.refusal import BAD_CONFIG, NOT_READY, Refusal
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from atoll.engine import Engine
     from atoll.frontends.cni.addressing import Range, Scheme
     from atoll.model import Network
-
-#: Says of a network which door it was made for.
-DOOR_LABEL = "atoll.door"
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from atoll.errors import AtollError, NotFound
+from atoll.frontends import DOOR_LABEL
 from atoll.frontends.docker.records import HOLDER, NETWORK_LABEL, SOURCE, DockerNetwork, Records
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Door:
         """What a crash left between two steps: a network that was made and not recorded, an engine's pool that has become one, a namespace
         that nothing was joined to."""
         for network in self.engine.state.networks.values():
-            docker_id = network.labels.get(NETWORK_LABEL, "")
+            docker_id = network.labels.get(NETWORK_LABEL, "") if network.labels.get(DOOR_LABEL) == "docker" else ""
             known = self.records.networks.get(docker_id)
             if docker_id and (known is None or not known.network):
                 self.records.put(DockerNetwork(id=docker_id, network=network.id, created=network.created))

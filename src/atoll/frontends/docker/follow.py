@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from atoll.errors import AtollError, Conflict, Invalid, NotFound
-from atoll.frontends.docker.records import DOOR_LABEL, NETWORK_LABEL, attached, namespace_of
+from atoll.frontends import DOOR_LABEL
+from atoll.frontends.docker.records import NETWORK_LABEL, attached, namespace_of
 from atoll.frontends.docker.resolv import RESOLVER
 from atoll.model import MAX_SERVERS, check_labels, check_name
 

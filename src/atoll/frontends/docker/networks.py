@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from atoll.errors import AtollError, Conflict, Invalid, NotFound
+from atoll.frontends import DOOR_LABEL
 from atoll.frontends.docker import options as words
 from atoll.frontends.docker import protocol
 from atoll.frontends.docker.endpoints import forget_endpoint
-from atoll.frontends.docker.records import DOOR_LABEL, NETWORK_LABEL, DockerNetwork
+from atoll.frontends.docker.records import NETWORK_LABEL, DockerNetwork
 from atoll.model import interface
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import Invalid
+from atoll.frontends import DOOR_LABEL
 from atoll.frontends.docker.protocol import NetworkOptions, PortBinding, option
-from atoll.frontends.docker.records import DOOR_LABEL, NETWORK_LABEL
+from atoll.frontends.docker.records import NETWORK_LABEL
 from atoll.ipam import parse_subnet
 from atoll.model import check_labels
 

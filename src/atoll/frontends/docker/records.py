@@ -2,7 +2,7 @@
 
 A record is written before the effect that it speaks of and goes after the effect has gone, so that whatever a crash leaves behind has a
 record, and whoever compares these with Docker's own list (`docker network ls`, inspect) finds everything. The other way round, an Atoll
-endpoint that Docker asked for carries the owner `docker:<endpoint id>`, and a network that was made for it the labels below.
+endpoint that Docker asked for carries the owner `docker:<endpoint id>`, and a network that was made for it the label below.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from atoll.model import Endpoint, Namespace
     from atoll.store.sqlite import Store
 
-#: Labels of a network that was made for Docker; the second holds Docker's id of it.
-DOOR_LABEL: Final = "atoll.door"
+#: A label of a network that was made for Docker: Docker's id of it.
 NETWORK_LABEL: Final = "atoll.docker.network"
 #: For whom addresses of a network are held (`engine.hold_address`) that Docker has, also before Join and after DeleteEndpoint.
 HOLDER: Final = "docker"

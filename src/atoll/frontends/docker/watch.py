@@ -13,7 +13,7 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from atoll.errors import AtollError, NotFound
+from atoll.errors import AtollError, NotFound, one_line
 from atoll.frontends.docker import follow, stale
 from atoll.frontends.docker.api import Docker, may_connect, shares, socket_path
 from atoll.frontends.docker.resolv import ResolvFiles, servers_in
@@ -196,7 +196,8 @@ class Watch:
         self._point(id_, self._path(id_))
 
     def _note(self, key: str, problem: str) -> None:
-        """Say a problem once, and keep it for `atoll status`."""
+        """Say a problem once, and keep it for `atoll status`. Docker takes any text as a name."""
+        problem = one_line(problem)
         if problem and self._problems.get(key) != problem:
             log.warning("%s", problem)
         if problem:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import Conflict, Invalid
+from atoll.frontends import DOOR_LABEL
 from atoll.frontends.netavark import options as given
 from atoll.frontends.netavark import words
 from atoll.model import MAX_SERVERS, Route, check_interface, check_mac, check_name
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from atoll.frontends.netavark.options import Options
     from atoll.model import Network, Prefix
 
-#: The label of a network that was made for Podman.
-DOOR: Final = "atoll.door"
 PODMAN: Final = "podman"
 #: Podman's containers know each other as NAME.dns.podman, too.
 DOMAIN: Final = "dns.podman"
@@ -88,7 +87,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
         dns=network.dns_enabled and driver == "bridge" and addressed,
         servers=_servers(network.network_dns_servers, subnets) if network.dns_enabled and driver == "bridge" else (),
         options=_options(network, driver, options, way_out),
-        labels={**_labels(network.labels), DOOR: PODMAN},
+        labels={**_labels(network.labels), DOOR_LABEL: PODMAN},
     )
     connect = {
         "interface": check_interface(per.interface_name),

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from atoll.errors import Invalid
+from atoll.model import MAX_SUBNETS, check_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -238,6 +239,7 @@ def addresses(texts: Iterable[str] | None) -> tuple[str, ...]:
 
 def check_subnets(prefixes: list[Prefix]) -> None:
     """The subnets of a network must be apart."""
+    check_count(prefixes, MAX_SUBNETS, "subnets")
     for position, first in enumerate(prefixes):
         for second in prefixes[position + 1 :]:
             if first == second:

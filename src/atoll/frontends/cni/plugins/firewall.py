@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field
 
+from atoll.frontends import DOOR_LABEL
 from atoll.frontends.cni.attachments import require
 from atoll.frontends.cni.chained import fail, previous
-from atoll.frontends.cni.networks import DOOR_LABEL
 from atoll.frontends.cni.refusal import BAD_CONFIG, Refusal
 
 if TYPE_CHECKING:
