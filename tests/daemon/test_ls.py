@@ -31,6 +31,7 @@ def busy(atoll: CommandLine, tmp_path: Path) -> Iterator[CommandLine]:
             engine.create_external("shop", source=f"docker:{CONTAINER}", labels={"tier": "front"})
             shop = engine.connect("web", "shop", addresses=["10.9.2.11"], publish=["8080:80", "8443:443"], owner="docker:e1")
             engine.create_external("early", source="docker:2")
+            engine.connect("db", "early", addresses=["10.9.3.11"], owner="docker:e2")
             box.take(shop, "eth0", "10.9.2.1")
             engine.reveal_namespace("shop", box.path)
             engine.adopt_namespace("pod", path=pod.path, follow=True, source="podman:1")
@@ -53,7 +54,7 @@ def test_one_listing_of_everything(busy: CommandLine) -> None:
     everything = [
         ["NAME", "WHO", "NETWORK", "ADDRESS", "PORTS"],
         ["alone", "run", "host", "-", "-"],
-        ["early", "docker", "-", "-", "-"],
+        ["early", "docker", "db", "10.9.3.11", "-"],
         ["guest", "run", "ns:r1", "-", "-"],
         ["job", "run", "db", "10.9.3.14", "-"],
         ["pod", "podman", "web, db", "10.9.2.12, 10.9.3.12", "-"],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct, structs
 
 from atoll import faults
-from atoll.engine.endpoints import EndpointOptions, EndpointVerbs
+from atoll.engine.endpoints import ClientOptions, EndpointOptions, EndpointVerbs
 from atoll.engine.namespaces import NamespaceVerbs
 from atoll.engine.network_request import NetworkRequest
 from atoll.engine.networks import NetworkVerbs
@@ -120,7 +120,8 @@ class RunVerbs(EndpointVerbs, NetworkVerbs, NamespaceVerbs):
             self.state.namespaces[run.name] = Namespace(name=run.name, state="ready")
             undo.callback(self.state.namespaces.pop, run.name)
             for attachment in self._attachments(request):
-                where, who, endpoint = self._draft(namespace=run.name, **structs.asdict(attachment))
+                options = structs.asdict(attachment)
+                where, who, endpoint = self._draft(options.pop("network"), run.name, ClientOptions(**options), undo)
                 undo.callback(self.state.drop_endpoint, endpoint)
                 undo.callback(self.state.retract_addresses, endpoint)
                 plan = Plan.of(plan.operations, self._connection_plan(where, who, endpoint).operations)
