@@ -14,6 +14,7 @@ from atoll.frontends import DOOR_LABEL
 from atoll.frontends.cni import leases
 from atoll.frontends.cni.attachments import network_named
 from atoll.frontends.cni.refusal import BAD_CONFIG, NOT_READY, Refusal
+from atoll.frontends.sharing import mismatch
 from atoll.model import PREDEFINED
 
 if TYPE_CHECKING:
@@ -85,20 +86,14 @@ def _is_outdated(engine: Engine, network: Network, wanted: NetworkRequest) -> bo
 
 def check_agrees(network: Network, wanted: NetworkRequest) -> None:
     """A network that is there keeps its options; but driver and subnets must be those that were meant."""
-    if network.driver != wanted.driver:
-        raise Conflict(f"network {network.name} exists and is a {network.driver} network, not {wanted.driver}", "use another name")
-    there = {subnet.subnet: subnet.gateway for subnet in network.subnets}
-    for text in wanted.subnets:
-        subnet = str(ipaddress.ip_network(text))
-        if subnet not in there:
-            shown = ", ".join(there) or "none"
-            raise Conflict(f"network {network.name} exists with other subnets ({shown}), not {subnet}", "use another name, or its subnets")
-    for gateway in wanted.gateways:
-        if gateway not in there.values():
-            shown = ", ".join(filter(None, there.values())) or "none"
-            raise Conflict(
-                f"network {network.name} exists with another gateway ({shown}), not {gateway}", "use another name, or its gateway"
-            )
+    subnets = (str(ipaddress.ip_network(text)) for text in wanted.subnets)
+    match mismatch(network, wanted.driver, subnets, wanted.gateways):
+        case ("driver", there, meant):
+            raise Conflict(f"network {network.name} exists and is a {there} network, not {meant}", "use another name")
+        case ("subnet", there, meant):
+            raise Conflict(f"network {network.name} exists with other subnets ({there}), not {meant}", "use another name, or its subnets")
+        case (_, there, meant):
+            raise Conflict(f"network {network.name} exists with another gateway ({there}), not {meant}", "use another name, or its gateway")
 
 
 def requested(name: str, driver: str, scheme: Scheme, **options: object) -> NetworkRequest:

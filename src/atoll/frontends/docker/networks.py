@@ -16,6 +16,7 @@ from atoll.frontends.docker import options as words
 from atoll.frontends.docker import protocol
 from atoll.frontends.docker.endpoints import forget_endpoint
 from atoll.frontends.docker.records import NETWORK_LABEL, DockerNetwork
+from atoll.frontends.sharing import mismatch
 from atoll.model import interface
 
 if TYPE_CHECKING:
@@ -117,15 +118,10 @@ def _check_joinable(network: Network, call: protocol.CreateNetwork) -> None:
     if wanted.internal and not network.internal:
         raise Invalid(f"network {network.name} is not internal", "leave out --internal")
     data = [*(call.ipv4 or ()), *(call.ipv6 or ())]
-    subnets = {subnet.subnet: subnet for subnet in network.subnets}
-    hint = f"--ipam-driver atoll --ipam-opt network={network.name} takes them from it"
-    for prefix in words.subnets(data):
-        if str(prefix) not in subnets:
-            raise Invalid(f"network {network.name} has the subnets {', '.join(subnets) or 'none'}, not {prefix}", hint)
-    gateways = {subnet.gateway for subnet in network.subnets}
-    for gateway in words.gateways(data):
-        if gateway not in gateways:
-            raise Invalid(f"network {network.name} has the gateway {', '.join(sorted(gateways))}, not {gateway}", hint)
+    if (found := mismatch(network, network.driver, map(str, words.subnets(data)), words.gateways(data))) is not None:
+        what = "subnets" if found.what == "subnet" else found.what
+        hint = f"--ipam-driver atoll --ipam-opt network={network.name} takes them from it"
+        raise Invalid(f"network {network.name} has the {what} {found.there}, not {found.wanted}", hint)
 
 
 def _made_before(door: Door, docker_id: str) -> Network | None:

@@ -10,6 +10,7 @@ from atoll.errors import Invalid
 from atoll.frontends import DOOR_LABEL
 from atoll.frontends.docker.protocol import NetworkOptions, PortBinding, option
 from atoll.frontends.docker.records import NETWORK_LABEL
+from atoll.frontends.sharing import can_be_halved, halves
 from atoll.ipam import parse_subnet
 from atoll.model import check_labels
 
@@ -33,8 +34,6 @@ _PROTOCOLS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
 
 PORTMAP: Final = f"{_PREFIX}portmap"
 IFNAME: Final = f"{_PREFIX}endpoint.ifname"
-#: The longest prefix whose subnet is big enough to be halved, for each family.
-_HALVED: Final = {4: 29, 6: 125}
 
 
 class EndpointWish(NamedTuple):
@@ -99,10 +98,7 @@ def provisional_name(docker_id: str) -> str:
 
 
 def upper_half(subnet: Prefix) -> tuple[str, ...]:
-    if subnet.prefixlen > _HALVED[subnet.version]:
-        return ()
-    size = subnet.num_addresses // 2
-    return (f"{subnet.network_address + size}/{subnet.prefixlen + 1}",)
+    return (str(halves(subnet)[1]),) if can_be_halved(subnet) else ()
 
 
 def own_options(generic: Mapping[str, str] | None) -> list[str]:

@@ -15,6 +15,7 @@ from atoll.errors import Conflict, Invalid
 from atoll.frontends import DOOR_LABEL
 from atoll.frontends.netavark import options as given
 from atoll.frontends.netavark import words
+from atoll.frontends.sharing import can_be_halved, halves, mismatch
 from atoll.model import MAX_SERVERS, Route, check_interface, check_mac, check_name
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ DOMAIN: Final = "dns.podman"
 PLUGIN: Final = "atoll"
 _DRIVERS: Final = ("bridge", "macvlan", "ipvlan", PLUGIN)
 _CONTAINER: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
-#: Subnets with less than this many bits for hosts aren't halved.
-_LEAST_BITS: Final = 4
 #: Of a static route that names none.
 _METRIC: Final = 100
 
@@ -78,7 +77,7 @@ def attachment(network: words.Network, per: words.PerNetwork, container: words.C
         driver=driver,
         subnets=tuple(map(str, prefixes)),
         gateways=tuple(filter(None, (_gateway(s, p, bridge=driver == "bridge") for s, p in zip(subnets, prefixes, strict=True)))),
-        ip_ranges=tuple(_own_part(subnet, prefix) for subnet, prefix in zip(subnets, prefixes, strict=True) if _can_be_halved(prefix)),
+        ip_ranges=tuple(_own_part(subnet, prefix) for subnet, prefix in zip(subnets, prefixes, strict=True) if can_be_halved(prefix)),
         ipv4=any(prefix.version == 4 for prefix in prefixes),
         internal=network.internal,
         isolation=options.isolation,
@@ -119,16 +118,14 @@ def owner(container_id: str) -> str:
 
 def check_same(network: Network, wanted: Attachment) -> None:
     """A network of ours with the name of one of Podman's must be the same network. Raises `Conflict`."""
-    ours = {subnet.subnet: subnet.gateway for subnet in network.subnets}
-    if network.driver != wanted.request.driver:
-        raise Conflict(f"network {network.name} of Atoll has the driver {network.driver}, Podman's {wanted.request.driver}", _OTHER)
-    for prefix in map(str, wanted.prefixes):
-        if prefix not in ours:
-            has = ", ".join(ours) or "none"
-            raise Conflict(f"network {network.name} of Atoll has the subnets {has}, Podman's has {prefix}", _OTHER)
-    for gateway in filter(None, wanted.gateways.values()):
-        if gateway not in ours.values():
-            raise Conflict(f"network {network.name} of Atoll hasn't the gateway {gateway}, Podman's has", _OTHER)
+    gateways = filter(None, wanted.gateways.values())
+    match mismatch(network, wanted.request.driver, map(str, wanted.prefixes), gateways):
+        case ("driver", there, meant):
+            raise Conflict(f"network {network.name} of Atoll has the driver {there}, Podman's {meant}", _OTHER)
+        case ("subnet", there, meant):
+            raise Conflict(f"network {network.name} of Atoll has the subnets {there}, Podman's has {meant}", _OTHER)
+        case (_, _, meant):
+            raise Conflict(f"network {network.name} of Atoll hasn't the gateway {meant}, Podman's has", _OTHER)
 
 
 _OTHER: Final = "rename one, or create Podman's with the subnet and gateway of the other"
@@ -230,16 +227,12 @@ def _gateway(subnet: words.Subnet, prefix: Prefix, *, bridge: bool) -> str:
     ours is the last of the subnet."""
     if subnet.gateway:
         return str(words.parse_address(subnet.gateway))
-    return str(prefix[-2]) if bridge and _can_be_halved(prefix) else ""
-
-
-def _can_be_halved(prefix: Prefix) -> bool:
-    return bool(prefix.max_prefixlen - prefix.prefixlen >= _LEAST_BITS)
+    return str(prefix[-2]) if bridge and can_be_halved(prefix) else ""
 
 
 def _own_part(subnet: words.Subnet, prefix: Prefix) -> str:
     """The half that Atoll takes its own choices from: the upper one, or the lower if Podman's are in the upper one only."""
-    lower, upper = prefix.subnets(prefixlen_diff=1)
+    lower, upper = halves(prefix)
     start = subnet.lease_range.start_ip if subnet.lease_range is not None else None
     return str(lower if start and words.parse_address(start) in upper else upper)
 
