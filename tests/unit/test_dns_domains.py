@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
+from atoll.checks import check_domains
 from atoll.dns.zone import EndpointNames, NetworkNames, Update, Zone
 from atoll.errors import Invalid
-from atoll.model import check_domains
 from tests.unit.test_dns_zone import told
 
 WEB = NetworkNames("w", "web", ("10.1.0.1",), ("10.1.0.0/24",), internal=False, domains=("dns.podman",))

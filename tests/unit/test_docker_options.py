@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from atoll.checks import parse_publish
 from atoll.errors import Invalid
 from atoll.frontends.docker import options, protocol
 from atoll.ipam import parse_subnet
-from atoll.model import parse_publish
 
 
 def binding(port: int, host_port: int = 0, *, end: int | None = None, proto: int = 6, host_ip: str = "") -> protocol.PortBinding:

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atoll.checks import check_servers, parse_publish
 from atoll.engine import names
 from atoll.engine.files import Files
 from atoll.errors import Invalid
 from atoll.firewall.elements import Element, network_elements
-from atoll.model import Endpoint, Namespace, Network, Subnet, check_servers, parse_publish
+from atoll.model import Endpoint, Namespace, Network, Subnet
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from atoll.checks import check_name
 from atoll.cli import client, output
 from atoll.errors import AtollError, Conflict, Denied, Failed
-from atoll.model import PREDEFINED, check_name
+from atoll.model import PREDEFINED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from atoll.checks import parse_publish
 from atoll.engine.endpoints import EndpointOptions
 from atoll.engine.network_request import NetworkRequest
 from atoll.engine.runs import RunRequest
 from atoll.errors import Invalid
 from atoll.explain import checked, describe, explain
 from atoll.frontends.docker import claims
-from atoll.model import parse_publish
 from atoll.view import endpoint_view, host_view, namespace_view, network_view, run_view
 
 if TYPE_CHECKING:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from atoll import faults
+from atoll.checks import check_mac
 from atoll.drivers import bridge
 from atoll.engine.endpoints import EndpointVerbs
 from atoll.errors import Invalid, NotFound
 from atoll.firewall.elements import change, guard_elements, link_local
 from atoll.kernel import rtnl
-from atoll.model import check_mac, smallest_mtu
+from atoll.model import smallest_mtu
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import HOST, AddressAdd, AddressDelete, LinkSet, Operation, Plan, SysctlSet
 

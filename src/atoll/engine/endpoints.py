@@ -13,30 +13,12 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, structs
 
 from atoll import faults, ipam
+from atoll.checks import check_count, check_interface, check_key, check_mac, check_metric, check_name, check_route, parse_rate
 from atoll.drivers import bridge, routing
 from atoll.engine.publishing import PortVerbs, parse_specs
 from atoll.errors import AtollError, Conflict, Exhausted, Invalid
 from atoll.firewall.elements import Element, change, network_elements
-from atoll.model import (
-    MAX_ROUTES,
-    MAX_SHARDS,
-    PREDEFINED,
-    SHARD_PORTS,
-    Endpoint,
-    Namespace,
-    Network,
-    Route,
-    as_tuples,
-    check_count,
-    check_interface,
-    check_key,
-    check_mac,
-    check_metric,
-    check_name,
-    check_route,
-    interface,
-    parse_rate,
-)
+from atoll.model import MAX_ROUTES, MAX_SHARDS, PREDEFINED, SHARD_PORTS, Endpoint, Namespace, Network, Route, as_tuples, interface
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import Operation, Plan
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from atoll import faults
+from atoll.checks import check_key, check_labels
 from atoll.engine.namespaces import NamespaceVerbs, check_path
 from atoll.errors import AtollError, Conflict
 from atoll.kernel import netns, rtnl
-from atoll.model import Namespace, check_key, check_labels
+from atoll.model import Namespace
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import NamespaceAttach, NamespaceDelete, Plan
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final
 from msgspec import structs
 
 from atoll import faults
+from atoll.checks import check_key, check_labels, check_name, check_servers
 from atoll.engine.base import Base
 from atoll.errors import AtollError, Conflict, Failed, Invalid, NotFound
 from atoll.kernel import mounts, netns
-from atoll.model import Namespace, check_key, check_labels, check_name, check_servers
+from atoll.model import Namespace
 from atoll.neighbours import containers
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import LinkSet, NamespaceAdd, NamespaceAttach, NamespaceDelete, Operation, Plan, SysctlSet

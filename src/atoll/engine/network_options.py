@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from atoll import ipam
+from atoll.checks import check_interface
 from atoll.errors import Invalid
-from atoll.model import ANNOUNCE, DRIVERS, GATEWAY_MODES, Announce, GatewayMode, check_interface
+from atoll.model import ANNOUNCE, DRIVERS, GATEWAY_MODES, Announce, GatewayMode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,19 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import Struct, structs
 
 from atoll import ipam
-from atoll.drivers import children, routing
-from atoll.engine import network_options
-from atoll.errors import Conflict, Invalid, NotFound
-from atoll.kernel import rtnl
-from atoll.model import (
-    BRIDGE_PREFIX,
-    ISOLATIONS,
-    MAX_SUBNETS,
-    PARENT_PREFIX,
-    PREDEFINED,
-    Network,
-    Route,
-    Subnet,
+from atoll.checks import (
     check_count,
     check_domains,
     check_interface,
@@ -31,8 +19,12 @@ from atoll.model import (
     check_route,
     check_servers,
     parse_rate,
-    smallest_mtu,
 )
+from atoll.drivers import children, routing
+from atoll.engine import network_options
+from atoll.errors import Conflict, Invalid, NotFound
+from atoll.kernel import rtnl
+from atoll.model import BRIDGE_PREFIX, ISOLATIONS, MAX_SUBNETS, PARENT_PREFIX, PREDEFINED, Network, Route, Subnet, smallest_mtu
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

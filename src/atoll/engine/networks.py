@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from atoll import faults, ipam
+from atoll.checks import check_domains, check_servers
 from atoll.drivers import of
 from atoll.engine import host_side
 from atoll.engine.base import Base
@@ -16,7 +17,7 @@ from atoll.errors import AtollError, Conflict, Denied, Failed, Invalid
 from atoll.firewall.elements import Element, change, network_elements, statement
 from atoll.firewall.skeleton import RESET, SKELETON
 from atoll.kernel import rtnl
-from atoll.model import PREDEFINED, Network, as_tuples, check_domains, check_servers
+from atoll.model import PREDEFINED, Network, as_tuples
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import NftScript, Operation, Plan
 

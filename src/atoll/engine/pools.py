@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from atoll import faults, ipam
+from atoll.checks import check_key
 from atoll.engine.leases import Leased, restored
 from atoll.engine.networks import NetworkVerbs
 from atoll.errors import Conflict, Invalid
 from atoll.kernel import netns
-from atoll.model import AddressPool, check_key
+from atoll.model import AddressPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

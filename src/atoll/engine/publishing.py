@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Final
 from msgspec import structs
 
 from atoll import faults
+from atoll.checks import parse_publish
 from atoll.engine.base import Base
 from atoll.engine.names import services
 from atoll.errors import Conflict, Exhausted, Invalid
 from atoll.firewall.elements import Element, change, port_elements, served_elements
 from atoll.kernel.host import has_other_holder, port_holder, port_is_free, take_port
-from atoll.model import Endpoint, Network, PortChoice, PublishedPort, parse_publish
+from atoll.model import Endpoint, Network, PortChoice, PublishedPort
 from atoll.plan.operations import ConntrackDelete, Plan
 from atoll.ports import PortTable
 

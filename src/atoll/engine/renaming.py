@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from atoll import faults
+from atoll.checks import check_labels, check_name
 from atoll.engine.namespaces import NamespaceVerbs
 from atoll.errors import AtollError, Conflict, Denied
 from atoll.kernel import netns
-from atoll.model import PREDEFINED, check_labels, check_name
+from atoll.model import PREDEFINED
 from atoll.plan.execute import dismantle
 from atoll.plan.operations import NamespaceAttach, NamespaceDelete, Plan
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from atoll.checks import check_servers
 from atoll.engine.base import Base
 from atoll.errors import Invalid
-from atoll.model import check_servers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct, structs
 
 from atoll import faults
+from atoll.checks import check_labels, check_name
 from atoll.engine.endpoints import ClientOptions, EndpointOptions, EndpointVerbs
 from atoll.engine.namespaces import NamespaceVerbs
 from atoll.engine.network_request import NetworkRequest
 from atoll.engine.networks import NetworkVerbs
 from atoll.errors import Conflict, Invalid, NotFound
 from atoll.kernel import netns
-from atoll.model import Namespace, Run, check_labels, check_name
+from atoll.model import Namespace, Run
 from atoll.plan.operations import Plan
 
 if TYPE_CHECKING:

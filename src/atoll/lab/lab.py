@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from atoll.checks import check_name
 from atoll.errors import Conflict, Invalid, NotFound, Unsupported
 from atoll.kernel import netlink, netns, rtnl
 from atoll.kernel.host import interface_index
@@ -17,7 +18,6 @@ from atoll.lab.loop import Loop
 from atoll.lab.places import Host, Namespace, Place
 from atoll.lab.processes import Names, Processes, in_thread
 from atoll.lab.watch import Watcher
-from atoll.model import check_name
 from atoll.model import interface as parse_interface
 
 if TYPE_CHECKING:

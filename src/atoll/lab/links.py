@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from atoll.checks import parse_rate
 from atoll.errors import Invalid, Unsupported
 from atoll.kernel import netlink, rtnl, sysctl
 from atoll.kernel.host import interface_index
-from atoll.model import parse_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

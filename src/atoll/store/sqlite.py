@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 from msgspec import structs
 
+from atoll.checks import parse_publish
 from atoll.errors import Failed
-from atoll.model import AddressPool, Endpoint, Namespace, Network, PublishedPort, Run, parse_publish
+from atoll.model import AddressPool, Endpoint, Namespace, Network, PublishedPort, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

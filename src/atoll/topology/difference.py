@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import Struct, structs
 
+from atoll.checks import parse_publish
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import Conflict, NotFound
-from atoll.model import parse_publish
 from atoll.ports import PortTable
 from atoll.topology.value import PROJECT, Connection, Program, Topology
 

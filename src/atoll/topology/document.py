@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import structs
 
+from atoll.checks import check_name
 from atoll.errors import NotFound
-from atoll.model import check_name
 from atoll.topology import keys, services, source
 from atoll.topology.networks import default, networks
 from atoll.topology.source import Map, Mark, as_map, as_text, at, check_keys

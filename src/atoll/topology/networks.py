@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import structs
 
 from atoll import ipam
+from atoll.checks import check_labels, check_name, check_servers
 from atoll.engine.network_request import HostFacts, NetworkRequest, choose
-from atoll.model import DRIVERS, PREDEFINED, check_labels, check_name, check_servers
+from atoll.model import DRIVERS, PREDEFINED
 from atoll.topology import keys
 from atoll.topology.source import List, Map, Mark, as_boolean, as_list, as_map, as_number, as_pairs, as_text, as_texts, at, check_keys
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from atoll.model import PortChoice, parse_publish
+from atoll.checks import parse_publish
+from atoll.model import PortChoice
 from atoll.topology import keys
 from atoll.topology.source import Map, as_list, as_map, as_number, as_text, at, check_keys
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
-from atoll.model import check_interface, check_labels, check_mac, check_name, check_servers
+from atoll.checks import check_interface, check_labels, check_mac, check_name, check_servers
 from atoll.topology import keys
 from atoll.topology.networks import address_in
 from atoll.topology.ports import ports

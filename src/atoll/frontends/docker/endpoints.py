@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from atoll.checks import check_mac
 from atoll.errors import AtollError, Conflict, Invalid, NotFound
 from atoll.frontends.docker import options as words
 from atoll.frontends.docker import protocol
 from atoll.frontends.docker.records import HOLDER, SOURCE, DockerEndpoint, attached, namespace_of, owner
 from atoll.ipam import parse_address
-from atoll.model import check_mac
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from atoll.checks import check_labels, check_name
 from atoll.errors import AtollError, Conflict, Invalid, NotFound
 from atoll.frontends import DOOR_LABEL
 from atoll.frontends.docker.records import NETWORK_LABEL, attached, namespace_of
 from atoll.frontends.docker.resolv import RESOLVER
-from atoll.model import MAX_SERVERS, check_labels, check_name
+from atoll.model import MAX_SERVERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from atoll.checks import check_labels
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import Invalid
 from atoll.frontends import DOOR_LABEL
@@ -12,7 +13,6 @@ from atoll.frontends.docker.protocol import NetworkOptions, PortBinding, option
 from atoll.frontends.docker.records import NETWORK_LABEL
 from atoll.frontends.sharing import can_be_halved, halves
 from atoll.ipam import parse_subnet
-from atoll.model import check_labels
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

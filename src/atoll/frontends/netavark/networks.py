@@ -10,13 +10,14 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from atoll.checks import check_interface, check_mac, check_name
 from atoll.engine.network_request import NetworkRequest
 from atoll.errors import Conflict, Invalid
 from atoll.frontends import DOOR_LABEL
 from atoll.frontends.netavark import options as given
 from atoll.frontends.netavark import words
 from atoll.frontends.sharing import can_be_halved, halves, mismatch
-from atoll.model import MAX_SERVERS, Route, check_interface, check_mac, check_name
+from atoll.model import MAX_SERVERS, Route
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

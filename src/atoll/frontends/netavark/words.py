@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from atoll.checks import check_count
 from atoll.errors import Invalid
-from atoll.model import MAX_SUBNETS, check_count
+from atoll.model import MAX_SUBNETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field, structs
 
+from atoll.checks import check_mac
 from atoll.frontends.cni.attachments import require
 from atoll.frontends.cni.chained import each_stale, fail, previous
 from atoll.frontends.cni.refusal import BAD_CONFIG, IO_FAILURE, Refusal
 from atoll.frontends.files import read_file
-from atoll.model import Tuning, check_mac
+from atoll.model import Tuning
 
 if TYPE_CHECKING:
     from atoll.engine import Engine
