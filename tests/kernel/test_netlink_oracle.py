@@ -21,7 +21,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from atoll.errors import NotFound
 from atoll.firewall.elements import Element, Value, change, encode, statement
 from atoll.firewall.skeleton import RESET, SETS, SKELETON, TABLE, Field
-from atoll.kernel import netlink, nft, rtnl
+from atoll.kernel import netlink, nft, rtnl, tc
 from atoll.kernel.host import Host, interface_index
 from atoll.plan.operations import NftScript
 from tests.kernel.kernel_state import Shell
@@ -266,19 +266,19 @@ def test_adding_and_deleting_a_rule(way: Any, table: int, priority: int) -> None
 
 @given(indexes, st.integers(8_000, 400 * 10**9))
 def test_limiting_a_rate(index: int, rate: int) -> None:
-    found = read_by_pyroute2(rtnl.add_tbf(index, rate))
+    found = read_by_pyroute2(tc.add_tbf(index, rate))
     parms = found.pop("TCA_OPTIONS")["TCA_TBF_PARMS"]
     assert found == {"event": "RTM_NEWQDISC", "send": REPLACE, "index": index, "parent": 2**32 - 1, "TCA_KIND": "tbf"}
-    assert (parms["rate"], parms["limit"]) == (min(rate // 8, 2**32 - 1), rtnl.tbf_limit(rate))
+    assert (parms["rate"], parms["limit"]) == (min(rate // 8, 2**32 - 1), tc.tbf_limit(rate))
     # The bucket in ticks of 64 ns.
-    assert parms["buffer"] == pytest.approx(rtnl.tbf_burst(rate) / (rate // 8) * 1e9 / 64, rel=1e-3)
+    assert parms["buffer"] == pytest.approx(tc.tbf_burst(rate) / (rate // 8) * 1e9 / 64, rel=1e-3)
 
 
 @given(indexes, indexes)
 def test_redirecting_what_arrives(index: int, target: int) -> None:
     queue = {"send": REPLACE, "index": index, "handle": 0xFFFF0000, "parent": 0xFFFFFFF1, "TCA_KIND": "ingress"}
-    assert read_by_pyroute2(rtnl.add_ingress(index)) == {"event": "RTM_NEWQDISC", **queue}
-    found = read_by_pyroute2(rtnl.add_redirect(index, target))
+    assert read_by_pyroute2(tc.add_ingress(index)) == {"event": "RTM_NEWQDISC", **queue}
+    found = read_by_pyroute2(tc.add_redirect(index, target))
     assert (found["event"], found["index"], found["parent"], found["TCA_KIND"]) == ("RTM_NEWTFILTER", index, 0xFFFF0000, "u32")
     assert (found["send"], found["handle"]) == (REPLACE, 0x80000800)
     assert found["info"] == 1 << 16 | socket.htons(3)  # priority 1, every protocol

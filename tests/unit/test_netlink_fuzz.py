@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from atoll.kernel import conntrack, netlink, nft, rtnl
+from atoll.kernel import conntrack, netlink, nft, rtnl, tc
 from atoll.kernel.netlink import HEADER_SIZE, Message, NetlinkError, Socket
 from tests.unit.netlink_samples import SAMPLES
 
@@ -186,7 +186,7 @@ def test_dumps_of_links_may_say_anything(answers: list[Message]) -> None:
     try_to(lambda: rtnl.addresses(sock))
     try_to(lambda: list(rtnl.routes(sock)))
     try_to(lambda: list(rtnl.rules(sock)))
-    try_to(lambda: list(rtnl.queues(sock)))
+    try_to(lambda: list(tc.queues(sock)))
 
 
 ADDRESSES = {ipaddress.ip_address("10.77.0.2"), ipaddress.ip_address("fd77::2")}

@@ -18,7 +18,7 @@ from atoll.drivers import of
 from atoll.engine import host_side
 from atoll.errors import AtollError
 from atoll.firewall.skeleton import TABLE
-from atoll.kernel import netlink, nft, rtnl, sysctl
+from atoll.kernel import netlink, nft, rtnl, sysctl, tc
 from atoll.model import SPARE_PREFIX, TRUNK_PREFIX, VETH_PREFIX
 from atoll.plan.operations import HOST, SysctlSet
 
@@ -37,7 +37,7 @@ _GROUPS: Final = (
     rtnl.GROUP_IPV6_RULE,
     rtnl.GROUP_TC,
 )
-_LOSSES: Final = {rtnl.RTM_DELADDR, rtnl.RTM_DELROUTE, rtnl.RTM_DELRULE, rtnl.RTM_DELQDISC}
+_LOSSES: Final = {rtnl.RTM_DELADDR, rtnl.RTM_DELROUTE, rtnl.RTM_DELRULE, tc.RTM_DELQDISC}
 #: The links inside namespaces that are ours, or could be ours with another name or MAC address.
 _KINDS: Final = ("veth", "macvlan")
 #: The table in which iptables, and so Docker, filters.
@@ -195,7 +195,7 @@ class Watcher:
             )
         if event.type == rtnl.RTM_DELROUTE:
             return rtnl.parse_route(event.body).protocol == rtnl.RTPROT_ATOLL
-        return event.type == rtnl.RTM_DELQDISC and any(e.ingress_rate or e.egress_rate for e in self._engine.state.endpoints.values())
+        return event.type == tc.RTM_DELQDISC and any(e.ingress_rate or e.egress_rate for e in self._engine.state.endpoints.values())
 
     def _name_of(self, namespace_id: int) -> str:
         """The namespace that the kernel knows by this id here; empty when it is none of ours that is connected to anything.

@@ -6,11 +6,12 @@ being made the hold is still recorded, so that it is there again if that fails o
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from atoll import faults, ipam
 from atoll.checks import check_key
 from atoll.engine.base import Base
 from atoll.errors import Exhausted, Invalid
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from atoll.model import Network

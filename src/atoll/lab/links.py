@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from atoll.checks import parse_rate
 from atoll.errors import Invalid, Unsupported
-from atoll.kernel import netlink, rtnl, sysctl
+from atoll.kernel import netlink, rtnl, sysctl, tc
 from atoll.kernel.host import interface_index
 
 if TYPE_CHECKING:
@@ -246,12 +246,12 @@ class Box:
             mtu = rtnl.parse_link(sock.ask(rtnl.get_link(self._device.name)).body).mtu
             sock.execute(rtnl.set_link(tap, up=True, mtu=mtu))
             sock.ask(rtnl.get_link(self._tap_name))
-            sock.execute(rtnl.add_clsact(index))
-            sock.execute(rtnl.add_redirect(index, tap, leaving=True))
+            sock.execute(tc.add_clsact(index))
+            sock.execute(tc.add_redirect(index, tap, leaving=True))
 
     def _let_pass(self) -> None:
         with netlink.Socket() as sock:
-            sock.execute(rtnl.delete_clsact(interface_index(sock, self._device.name)))
+            sock.execute(tc.delete_clsact(interface_index(sock, self._device.name)))
 
     def _end(self) -> None:
         """What is in the tap has the fate of what came before; what is held goes on its way when its time comes."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from atoll import faults
 from atoll.errors import AtollError, Conflict, Exhausted, Failed, NotFound, Unsupported
-from atoll.kernel import conntrack, nft, rtnl, sysctl
+from atoll.kernel import conntrack, nft, rtnl, sysctl, tc
 from atoll.kernel.host import interface_index
 from atoll.kernel.netlink import NetlinkError
 from atoll.plan import operations as op
@@ -287,12 +287,12 @@ def _encode(operation: op.Operation, index: Callable[[str], int], target: Callab
         case op.RuleDelete(rule):
             yield rtnl.delete_rule(ipaddress.ip_network(rule.source), table=rule.table, priority=rule.priority)
         case op.RateSet(link, rate):
-            yield rtnl.add_tbf(index(link), rate)
+            yield tc.add_tbf(index(link), rate)
         case op.QueueDelete(link, parent):
-            yield rtnl.delete_queue(index(link), parent)
+            yield tc.delete_queue(index(link), parent)
         case op.Redirect(link, through):
-            yield rtnl.add_ingress(index(link))
-            yield rtnl.add_redirect(index(link), index(through))
+            yield tc.add_ingress(index(link))
+            yield tc.add_redirect(index(link), index(through))
         case _:
             raise TypeError(f"{type(operation).__name__} does not travel by netlink")
 

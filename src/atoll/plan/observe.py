@@ -10,7 +10,7 @@ import ipaddress
 from typing import TYPE_CHECKING, Final
 
 from atoll.errors import Invalid, NotFound
-from atoll.kernel import rtnl, sysctl
+from atoll.kernel import rtnl, sysctl, tc
 from atoll.plan import operations as op
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Stack:
             for rule in rtnl.rules(sock):
                 if rule.source is not None:
                     self.rules.add((str(rule.source), rule.table, rule.priority))
-        self.queues = {(self.names.get(queue.ifindex, ""), queue.kind): queue.rate for queue in rtnl.queues(sock)}
+        self.queues = {(self.names.get(queue.ifindex, ""), queue.kind): queue.rate for queue in tc.queues(sock)}
 
 
 class Observed:
@@ -75,7 +75,7 @@ class Observed:
         stack = self.stack(op.HOST)
         if stack is None or (link, "ingress") not in stack.queues:
             return False
-        return rtnl.has_ingress_filter(self._host.rtnl, stack.links[link].ifindex)
+        return tc.has_ingress_filter(self._host.rtnl, stack.links[link].ifindex)
 
     def setting(self, namespace: str, name: str) -> str | None:
         with self._host.namespace(namespace) as fd:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct
 
-from atoll.kernel import nft, rtnl
+from atoll.kernel import nft, rtnl, tc
 from atoll.words import RouteKind
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ class RateSet(Operation, frozen=True):
     rate: int
 
     def commands(self) -> list[str]:
-        burst, limit = rtnl.tbf_burst(self.rate), rtnl.tbf_limit(self.rate)
+        burst, limit = tc.tbf_burst(self.rate), tc.tbf_limit(self.rate)
         return [f"tc qdisc replace dev {self.link} root tbf rate {self.rate}bit burst {burst} limit {limit}"]
 
 
