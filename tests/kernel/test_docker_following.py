@@ -86,6 +86,33 @@ def test_nothing_is_left_when_docker_has_nothing(dockerd: Dockerd) -> None:
     assert left(dockerd) == {"namespaces": ["mine"]}
 
 
+def test_a_pool_that_nothing_came_of_goes_though_another_has_its_subnet(dockerd: Dockerd) -> None:
+    """As when we were killed in the middle of a call for one, and Docker asked anew, for the network that it then made."""
+    unused = dockerd.call("IpamDriver.RequestPool", AddressSpace="AtollLocal", Pool="10.5.0.0/24")["PoolID"]
+    found = compare(dockerd, shown(dockerd, 1, 2, 3)).stale
+    assert found == {stale.Item("pool", unused)}
+    assert stale.remove(dockerd.door, found) == []
+    assert compare(dockerd, shown(dockerd, 1, 2, 3)).stale == set()
+
+
+def test_a_pool_of_another_driver_s_network_stays(dockerd: Dockerd) -> None:
+    dockerd.call("IpamDriver.RequestPool", AddressSpace="AtollLocal", Pool="10.7.0.0/24")
+    theirs = msgspec.structs.replace(shown(dockerd, 1)[0], id="f" * 64, driver="bridge")
+    pools = [msgspec.structs.replace((theirs.ipam.pools or [])[0], subnet="10.7.0.0/24")]
+    theirs = msgspec.structs.replace(theirs, ipam=msgspec.structs.replace(theirs.ipam, pools=pools), endpoints=None)
+    assert compare(dockerd, [*shown(dockerd, 1, 2, 3), theirs]).stale == set()
+
+
+def test_a_pool_that_was_recorded_and_not_opened_is_forgotten_at_the_next_start(dockerd: Dockerd) -> None:
+    engine = dockerd.door.engine
+    kept = dockerd.call("IpamDriver.RequestPool", AddressSpace="AtollLocal", Pool="10.7.0.0/24")["PoolID"]
+    half = dockerd.call("IpamDriver.RequestPool", AddressSpace="AtollLocal", Pool="10.8.0.0/24")["PoolID"]
+    before = set(dockerd.door.records.pools)
+    engine.close_pool(half)  # as if it had never come to that
+    assert set(Door(engine).records.pools) == before - {half}
+    assert kept in before - {half}
+
+
 def test_what_came_after_the_look_is_not_missed(dockerd: Dockerd) -> None:
     before = stale.here(dockerd.door)
     there = stale.There(shown(dockerd, 1, 2, 3))

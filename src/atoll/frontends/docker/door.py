@@ -93,17 +93,19 @@ class Door:
         return any((other.network, other.subnet) == (pool.network, pool.subnet) for other in others)
 
     def _mend(self) -> None:
-        """What a crash left between two steps: a network that was made and not recorded, an engine's pool that has become one, a namespace
-        that nothing was joined to."""
+        """What a crash left between two steps: a network that was made and not recorded, an engine's pool that has become one, a pool that
+        was recorded and not opened (so Docker has no answer about it), a namespace that nothing was joined to."""
         for network in self.engine.state.networks.values():
             docker_id = network.labels.get(NETWORK_LABEL, "") if network.labels.get(DOOR_LABEL) == "docker" else ""
             known = self.records.networks.get(docker_id)
             if docker_id and (known is None or not known.network):
                 self.records.put(DockerNetwork(id=docker_id, network=network.id, created=network.created))
         open_ = {pool.name for pool in self.engine.pools()}
-        for pool in self.records.pools.values():
+        for pool in list(self.records.pools.values()):
             if pool.network and pool.id in open_:
                 self.engine.close_pool(pool.id)
+            elif not pool.network and pool.id not in open_:
+                self.records.drop(pool)
         for namespace in self.engine.namespaces():
             if namespace.is_external and namespace.source.startswith(SOURCE) and not self.engine.state.endpoints_of(namespace.name):
                 with contextlib.suppress(AtollError):  # a program that Atoll runs in it keeps it

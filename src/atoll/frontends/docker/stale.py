@@ -46,9 +46,9 @@ class There(NamedTuple):
         return {end.endpoint for network in self.networks for end in (network.endpoints or {}).values()}
 
     def pools(self) -> Iterator[IpamPool]:
-        """Of networks that take their addresses from our IPAM driver."""
+        """Of other drivers' networks that take their addresses from our IPAM driver; those of our own are known by their records."""
         for network in self.networks:
-            if network.ipam.driver == DRIVER:
+            if network.ipam.driver == DRIVER != network.driver:
                 yield from network.ipam.pools or ()
 
     def addresses(self) -> set[str]:
